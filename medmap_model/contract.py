@@ -1,0 +1,85 @@
+"""What server and site agree on: record names, fields, units, version. The one module both sides import for it.
+
+A parameter travels inside its module group: `encoder/FLAIR` is ONE float32 vector, the group's parameters flattened in the
+order of `groups.layout`. Messages:
+
+query        -> reply: records `card` (ConfigRecord, JSON in field `card`)
+train        <- records `arrays` (group -> vector), `task` (ConfigRecord, JSON in field `task`: a `Task`)
+             -> records `arrays` (the groups it owns and trained), `weights` (group -> volumes or studies behind it),
+                `metrics` (declared keys only, see METRICS)
+any failure  -> record `refusal` (ConfigRecord: `code` from REFUSALS, `incident`); never an exception's text
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+VERSION = 1
+
+ARRAYS = "arrays"
+WEIGHTS = "weights"
+METRICS_RECORD = "metrics"
+TASK = "task"
+CARD = "card"
+REFUSAL = "refusal"
+
+STAGES = ("pretrain", "finetune")
+
+# Every figure that may ride on a train reply. A site's policy may send fewer, never others.
+METRICS = {
+    "loss": "mean training loss of the round",
+    "val_loss": "mean loss over validation patients, -1 when there are none",
+    "val_score": "mean over organs of validation AUROC (finetune) or minus the loss (pretrain); nan when there is none",
+    "studies": "training studies",
+    "steps": "optimiser steps",
+    "train_s": "seconds in training",
+    "eval_s": "seconds in validation",
+    "peak_memory_mb": "peak accelerator memory, MB; process peak on a CPU",
+}
+
+# Fixed codes a site may answer instead of an update. The text is for the coordinator's log; nothing of the site is in it.
+REFUSALS = {
+    "version": "the site runs another contract version",
+    "vocabulary": "the site uses another vocabulary",
+    "text": "the site's frozen text encoder has another hash",
+    "data": "the site's data cannot be read; its own log names the files",
+    "task": "the task is not one this site can do",
+    "policy": "the site's policy does not allow this",
+    "internal": "the site failed; its own log has the incident",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a site is asked to do in one round."""
+
+    stage: str
+    round: int
+    rounds: int
+    seed: int
+    version: int = VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a site says of itself before the first round: counts and hashes, no patient.
+
+    volumes: modality -> training volumes; studies: organ -> training studies; splits: split -> studies.
+    """
+
+    site: str
+    volumes: dict[str, int]
+    studies: dict[str, int]
+    splits: dict[str, int]
+    vocabulary_hash: str
+    text_hash: str
+    version: int = VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe form."""
+        return asdict(self)
