@@ -5,8 +5,9 @@ order of `groups.layout`. Messages:
 
 query        -> reply: records `card` (ConfigRecord, JSON in field `card`)
 train        <- records `arrays` (group -> vector), `task` (ConfigRecord, JSON in field `task`: a `Task`)
-             -> records `arrays` (the groups it owns and trained), `weights` (group -> volumes or studies behind it),
-                `metrics` (declared keys only, see METRICS)
+             -> records `arrays` (the groups it owns and trained), `metrics` (declared keys only, see METRICS);
+                validation is of the model as it came, before training: it rides on the train reply
+evaluate     <- as train, -> `metrics` alone (after a stage's last round)
 any failure  -> record `refusal` (ConfigRecord: `code` from REFUSALS, `incident`); never an exception's text
 """
 
@@ -18,7 +19,6 @@ from typing import Any
 VERSION = 1
 
 ARRAYS = "arrays"
-WEIGHTS = "weights"
 METRICS_RECORD = "metrics"
 TASK = "task"
 CARD = "card"
@@ -29,9 +29,9 @@ STAGES = ("pretrain", "finetune")
 # Every figure that may ride on a train reply. A site's policy may send fewer, never others.
 METRICS = {
     "loss": "mean training loss of the round",
-    "val_loss": "mean loss over validation patients, -1 when there are none",
-    "val_score": "mean over organs of validation AUROC (finetune) or minus the loss (pretrain); nan when there is none",
-    "studies": "training studies",
+    "val_loss": "mean loss of the received model over validation patients; absent when there are none",
+    "val_score": "finetune: mean validation AUROC over organs; absent when it is undefined",
+    "val_studies": "validation studies behind them",
     "steps": "optimiser steps",
     "train_s": "seconds in training",
     "eval_s": "seconds in validation",
@@ -46,6 +46,7 @@ REFUSALS = {
     "data": "the site's data cannot be read; its own log names the files",
     "task": "the task is not one this site can do",
     "policy": "the site's policy does not allow this",
+    "diverged": "the loss is not finite; lower the learning rate",
     "internal": "the site failed; its own log has the incident",
 }
 

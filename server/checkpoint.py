@@ -1,0 +1,100 @@
+"""Checkpoints of a federation: safetensors + JSON, no pickle, written whole or not at all.
+
+`checkpoints/finetune-0007/` holds `model.safetensors` (parameter name -> tensor) and `state.json` (what is needed to go on).
+Resuming is a first-class use: the loop draws every random number from (seed, stage, round, site), so weights and this
+state are all that a round depends on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Layout = Mapping[str, list[tuple[str, Any]]]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says which and why."""
+
+
+def to_tensors(vectors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
+    """Flat module groups -> named parameters."""
+    tensors = {}
+    for group, parameters in layout.items():
+        at = 0
+        for name, shape in parameters:
+            n = math.prod(shape)
+            tensors[name] = np.ascontiguousarray(vectors[group][at : at + n].reshape(tuple(shape)))
+            at += n
+    return tensors
+
+
+def to_vectors(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
+    """Named parameters -> flat module groups. Raises CheckpointError when they do not fit the layout."""
+    vectors = {}
+    for group, parameters in layout.items():
+        for name, shape in parameters:
+            if name not in tensors or tensors[name].shape != tuple(shape):
+                found = tensors[name].shape if name in tensors else "nothing"
+                raise CheckpointError(f"parameter {name} is {tuple(shape)} in this model, the checkpoint has {found}")
+        flat = [tensors[name].ravel() for name, _ in parameters]
+        vectors[group] = np.concatenate(flat).astype(np.float32, copy=False)
+    return vectors
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def save(folder: Path, name: str, vectors: Mapping[str, np.ndarray], layout: Layout, state: Mapping[str, Any]) -> Path:
+    """Write `folder/name`, then drop every other checkpoint but `state["best"]`'s."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary, final = folder / f".{name}.tmp", folder / name
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_file(to_tensors(vectors, layout), temporary / "model.safetensors", metadata={"name": name})
+    write_json(temporary / "state.json", dict(state))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    for other in folder.iterdir():
+        if other.is_dir() and other.name not in (name, state.get("best")):
+            shutil.rmtree(other, ignore_errors=True)
+    return final
+
+
+def load(path: Path, layout: Layout) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read one checkpoint: (group -> vector, state). Raises CheckpointError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        tensors = load_file(path / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint ({type(error).__name__}): choose another") from None
+    return to_vectors(tensors, layout), state
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint with the most rounds behind it, or None."""
+    done: list[tuple[int, Path]] = []
+    for path in folder.glob("*/state.json"):
+        if path.parent.name.startswith("."):
+            continue
+        try:
+            done.append((int(json.loads(path.read_text(encoding="utf-8"))["completed"]), path.parent))
+        except (OSError, ValueError, KeyError):
+            continue
+    return max(done)[1] if done else None
