@@ -1,0 +1,108 @@
+"""Flower's side of a hospital: thin handlers around `client.site`. An exception's text never leaves the site."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from medmap_model import contract
+from medmap_model.contract import Task
+
+log = logging.getLogger("medmap.client")
+app = ClientApp()
+
+
+def guarded(handler: Callable[[Message, Context], RecordDict]) -> Callable[[Message, Context], Message]:
+    """Turn any failure into a fixed code and an incident id; the site's own log has the rest."""
+
+    @functools.wraps(handler)
+    def answer(msg: Message, context: Context) -> Message:
+        try:
+            content = handler(msg, context)
+        except Exception as error:
+            incident = uuid.uuid4().hex[:12]
+            code = _code(error)
+            log.exception("incident %s (%s)", incident, code)
+            content = RecordDict({contract.REFUSAL: ConfigRecord({"code": code, "incident": incident})})
+        return Message(content, reply_to=msg)
+
+    return answer
+
+
+def _code(error: Exception) -> str:
+    """The code of `contract.REFUSALS` for a failure."""
+    from client.manifest import ManifestError
+    from client.site import SiteError
+    from client.training import Diverged
+
+    if isinstance(error, SiteError):
+        return error.code
+    if isinstance(error, Diverged):
+        return "diverged"
+    return "data" if isinstance(error, ManifestError) or type(error).__name__ == "DataError" else "internal"
+
+
+def _site(context: Context):  # type: ignore[no-untyped-def]
+    """The hospital behind this node: `manifest` of the node config, or a line of the run's sites file (simulation)."""
+    from client.site import SiteError, open_site, read_sites, run_config
+
+    config = run_config(context.run_config)
+    node, run = context.node_config, context.run_config
+    if node.get("manifest"):
+        manifest = Path(str(node["manifest"]))
+        name, manifests = str(node.get("site", manifest.parent.name)), (manifest,)
+    elif run.get("sites-file"):
+        entries = read_sites(Path(str(run["sites-file"])))
+        index = int(node.get("partition-id", -1))
+        if not 0 <= index < len(entries):
+            raise SiteError("data", f"partition-id {index}: the sites file has {len(entries)} sites")
+        name, manifests = entries[index].name, entries[index].manifests
+    else:
+        raise SiteError("data", "no data: start this node with --node-config 'manifest=\"/path/manifest.csv\"'")
+    cache = node.get("cache-dir") or run.get("cache-dir")
+    return open_site(config, name, manifests, Path(str(cache)) if cache else manifests[0].parent / ".medmap-cache")
+
+
+def _vectors(msg: Message) -> dict:
+    record = msg.content[contract.ARRAYS]
+    return {str(k): v.numpy() for k, v in record.items()}  # type: ignore[union-attr]
+
+
+def _task(msg: Message) -> Task:
+    return Task(**json.loads(str(msg.content[contract.TASK][contract.TASK])))  # type: ignore[index]
+
+
+@app.query()
+@guarded
+def query(msg: Message, context: Context) -> RecordDict:
+    """Answer with this site's card."""
+    card = _site(context).card()
+    return RecordDict({contract.CARD: ConfigRecord({contract.CARD: json.dumps(card.to_dict())})})
+
+
+@app.train()
+@guarded
+def train(msg: Message, context: Context) -> RecordDict:
+    """One round of local training; returns the module groups received."""
+    vectors, figures = _site(context).train(_vectors(msg), _task(msg))
+    return RecordDict(
+        {
+            contract.ARRAYS: ArrayRecord({g: Array.from_numpy_ndarray(v) for g, v in vectors.items()}),
+            contract.METRICS_RECORD: MetricRecord(figures.known()),
+        }
+    )
+
+
+@app.evaluate()
+@guarded
+def evaluate(msg: Message, context: Context) -> RecordDict:
+    """Validate the model as received."""
+    figures = _site(context).evaluate(_vectors(msg), _task(msg))
+    return RecordDict({contract.METRICS_RECORD: MetricRecord(figures.known())})

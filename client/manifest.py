@@ -1,0 +1,246 @@
+"""A hospital's manifest (CSV, one row per volume) in, checked studies out; all its problems are listed in one pass.
+
+Columns: patient_id, study_id, modality, image (required), organ, abnormality, report, mask, site, split (optional);
+others are ignored. Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client.problems import DataError, Problem, nearest
+from client.table import read_table
+from medmap_model.vocabulary import Vocabulary
+
+REQUIRED = ("patient_id", "study_id", "modality", "image")
+OPTIONAL = ("organ", "abnormality", "report", "mask", "site", "split")
+SPLITS = ("train", "val", "test", "common")
+
+
+class ManifestError(DataError):
+    """A manifest with problems; nothing of it is used."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One exam of one patient. `rows`: modality -> row of the manifest, for messages."""
+
+    patient_id: str
+    study_id: str
+    organ: str
+    abnormality: str | None
+    report: str | None
+    split: str
+    site: str | None
+    images: Mapping[str, Path]
+    mask: Path | None
+    rows: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The studies of one file, in its order. `ignored`: columns that mean nothing here."""
+
+    path: Path
+    studies: tuple[Study, ...]
+    ignored: tuple[str, ...] = ()
+
+
+def read_manifest(path: Path, vocabulary: Vocabulary, *, check_files: bool = True) -> Manifest:
+    """The manifest, or ManifestError with every problem in it.
+
+    `check_files=False` leaves missing images and masks to whoever opens them (and has a policy for them).
+    """
+    manifest, problems = scan_manifest(path, vocabulary, check_files=check_files)
+    if problems:
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        raise ManifestError(f"{path}: {count}; nothing was used", problems)
+    return manifest
+
+
+def scan_manifest(
+    path: Path, vocabulary: Vocabulary, *, check_files: bool = True
+) -> tuple[Manifest, list[Problem]]:
+    """The sound part of a manifest, and every problem. Raises ManifestError where no row can be understood."""
+    path, problems = Path(path), list[Problem]()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        problem = f"The file cannot be read: {error.strerror}"
+        said = Problem(None, None, problem, "Check the path and its permissions")
+        raise ManifestError(f"{path}: cannot be read", [said]) from None
+    header, rows = read_table(raw, problems)
+    if not _check_header(header, problems):
+        raise ManifestError(f"{path}: columns are missing", problems)
+    reader = _Reader(path.parent, vocabulary, header, problems, check_files)
+    for number, cells in rows:
+        reader.add(number, cells)
+    studies = reader.studies()
+    if not studies and not problems:
+        problems.append(Problem(None, None, "The manifest has no rows", "Add one row per volume"))
+    problems.sort(key=lambda p: p.row or 0)
+    ignored = tuple(name for name in header if name and name not in REQUIRED + OPTIONAL)
+    return Manifest(path, studies, ignored), problems
+
+
+def split_of(patient_id: str) -> str:
+    """The split of a patient when the manifest has none: 70/10/20 by a hash of the id, the same everywhere."""
+    share = int.from_bytes(hashlib.sha256(f"medmap-split:{patient_id}".encode()).digest()[:8]) / 2**64
+    return "train" if share < 0.7 else "val" if share < 0.8 else "test"
+
+
+def _check_header(header: list[str], problems: list[Problem]) -> bool:
+    spare = [name for name in header if name and name not in REQUIRED + OPTIONAL]
+    missing = [name for name in REQUIRED if name not in header]
+    for name in missing:
+        close = difflib.get_close_matches(name, spare, n=1, cutoff=0.6)
+        remedy = (
+            f"Rename {close[0]} to {name}"
+            if close
+            else f"Add it; columns found: {', '.join(header) or 'none'}"
+        )
+        problems.append(Problem(1, name, "The column is missing", remedy))
+    for name in dict.fromkeys(header):
+        if name in REQUIRED + OPTIONAL and header.count(name) > 1:
+            problems.append(Problem(1, name, "Two columns have this name", "Remove or rename one"))
+    return not missing
+
+
+class _Reader:
+    """Rows in, studies out; each rule of the manifest is a few lines of one method."""
+
+    def __init__(
+        self, folder: Path, vocabulary: Vocabulary, header: list[str], problems: list[Problem], files: bool
+    ) -> None:
+        self.folder, self.vocabulary, self.width = folder, vocabulary, len(header)
+        self.problems, self.files = problems, files
+        self.where = {name: header.index(name) for name in REQUIRED + OPTIONAL if name in header}
+        self.owners: dict[str, list[str]] = {}  # modality -> organs
+        for organ in vocabulary.organs.values():
+            for modality in organ.modalities:
+                self.owners.setdefault(modality, []).append(organ.name)
+        self.values: dict[tuple[str, str], dict[str, tuple[str, int]]] = {}  # study -> column -> value, row
+        self.images: dict[tuple[str, str], dict[str, tuple[Path, int]]] = {}  # study -> modality -> path, row
+        self.patients: dict[str, dict[str, tuple[str, int]]] = {}  # patient -> split, site -> value, row
+        self.named: dict[str, int] = {}  # image -> the row that named it first
+        self.exists: dict[str, bool] = {}
+
+    def say(self, row: int, column: str | None, problem: str, remedy: str) -> None:
+        self.problems.append(Problem(row, column, problem, remedy))
+
+    def add(self, row: int, cells: list[str]) -> None:
+        """Check one row and file it under its study."""
+        if len(cells) < self.width or any(cells[self.width :]):
+            problem = f"The row has {len(cells)} cells, the header {self.width}"
+            self.say(
+                row, None, problem, "Quote texts that contain a separator or a line break; keep empty cells"
+            )
+            return
+        cell = {name: cells[i].strip() for name, i in self.where.items()}
+        empty = [name for name in REQUIRED if not cell[name]]
+        for name in empty:
+            self.say(row, name, "The cell is empty", "Fill it in; every volume needs it")
+        organ = self.organ(row, cell.get("organ", ""), cell["modality"])
+        label, split = cell.get("abnormality", ""), cell.get("split", "")
+        classes = self.vocabulary.organs[organ].abnormalities if organ else ()
+        if label and classes and label not in classes:
+            problem = f"'{label}' is not an abnormality of the {organ}"
+            self.say(row, "abnormality", problem, nearest(label, classes))
+        if split and split not in SPLITS:
+            self.say(row, "split", f"'{split}' is not a split", nearest(split, SPLITS))
+            cell["split"] = ""
+        image = self.path(row, "image", cell["image"]) if cell["image"] else None
+        mask = self.path(row, "mask", cell["mask"]) if cell.get("mask") else None
+        if organ and image and not empty:
+            cell["organ"], cell["mask"] = organ, str(mask or "")
+            self.file(row, (cell["patient_id"], cell["study_id"]), cell, image)
+
+    def organ(self, row: int, name: str, modality: str) -> str | None:
+        """The row's organ, inferred from a modality that only one organ has; None where something is wrong."""
+        organs, owners = self.vocabulary.organs, self.owners.get(modality, [])
+        if name and name not in organs:
+            self.say(
+                row, "organ", f"'{name}' is not an organ of this vocabulary", nearest(name, tuple(organs))
+            )
+        elif modality and name not in owners and (name or not owners):
+            whose = f"of the {name}" if name else "of this vocabulary"
+            choices = organs[name].modalities if name else self.vocabulary.modalities
+            self.say(row, "modality", f"'{modality}' is not a modality {whose}", nearest(modality, choices))
+        elif not name and len(owners) > 1:
+            self.say(row, "organ", f"{modality} belongs to {' and '.join(owners)}", "Name the organ")
+        elif modality:
+            return name or owners[0]
+        return None
+
+    def path(self, row: int, column: str, name: str) -> Path | None:
+        path = os.path.join(self.folder, name)
+        if self.files and path not in self.exists:
+            self.exists[path] = os.path.isfile(path)
+        if self.exists.get(path, True):
+            return Path(path)
+        slashed, parent = name.replace("\\", "/"), os.path.dirname(path)
+        remedy = "Correct the path, which is relative to the manifest, or remove the row"
+        if slashed != name and (self.folder / slashed).is_file():
+            remedy = f"Write {slashed}, with forward slashes"
+        elif not os.path.isdir(parent):
+            remedy += f"; there is no folder {parent}"
+        self.say(row, column, f"The file is missing: {path}", remedy)
+        return None
+
+    def file(self, row: int, key: tuple[str, str], cell: dict[str, str], image: Path) -> None:
+        """Keep the row, and say where its study, its patient or its file has said otherwise already."""
+        patient, study = self.patients.setdefault(key[0], {}), self.values.setdefault(key, {})
+        images = self.images.setdefault(key, {})
+        who = f"Study {key[1]} of patient {key[0]}"
+        for name in ("organ", "abnormality", "report", "mask"):
+            if (value := cell.get(name)) and (first := study.setdefault(name, (value, row)))[0] != value:
+                remedy = "Give every row of a study the same, or another study_id"
+                self.say(row, name, f"{who} has another {name} in row {first[1]}", remedy)
+        for name in ("split", "site"):
+            if (value := cell.get(name)) and (first := patient.setdefault(name, (value, row)))[0] != value:
+                problem = (
+                    f"Patient {key[0]} is in {name} {value}, but in {first[0]} in row {first[1]} (leakage)"
+                )
+                self.say(row, name, problem, f"Keep a patient in one {name}, or give two people two ids")
+        if (slot := images.setdefault(cell["modality"], (image, row)))[1] != row:
+            problem = f"{who} has {cell['modality']} in row {slot[1]} already"
+            self.say(row, "modality", problem, "Keep one of the two rows, or give the other another study_id")
+        if (first_row := self.named.setdefault(str(image), row)) != row:
+            problem = f"{image.name} is the image of row {first_row} already"
+            self.say(row, "image", problem, "Correct the path; one file is one volume of one patient")
+
+    def studies(self) -> tuple[Study, ...]:
+        """All studies in the order of the file."""
+        divided = any("split" in patient for patient in self.patients.values())
+        told: set[str] = set()
+        studies = []
+        for (patient, study), images in self.images.items():
+            known = {name: value for name, (value, _) in self.values[patient, study].items()}
+            person = {name: value for name, (value, _) in self.patients[patient].items()}
+            rows = {modality: row for modality, (_, row) in images.items()}
+            if divided and "split" not in person and patient not in told:
+                told.add(patient)
+                remedy = "Fill it in, or leave the whole column empty for a 70/10/20 split by patient"
+                self.say(
+                    min(rows.values()), "split", f"Patient {patient} has no split, but others have", remedy
+                )
+            studies.append(
+                Study(
+                    patient_id=patient,
+                    study_id=study,
+                    organ=known["organ"],
+                    abnormality=known.get("abnormality"),
+                    report=known.get("report"),
+                    split=person.get("split") or split_of(patient),
+                    site=person.get("site"),
+                    images={modality: path for modality, (path, _) in images.items()},
+                    mask=Path(known["mask"]) if "mask" in known else None,
+                    rows=rows,
+                )
+            )
+        return tuple(studies)

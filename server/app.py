@@ -1,0 +1,72 @@
+"""Flower's side of the coordinator: `main` composes the config, builds the initial model and runs the federation.
+
+`flwr run .` with Flower's simulation: make data first with `medmap-sim phantom`, which prints the run config to give, e.g.
+`flwr run . --run-config 'sites-file="/abs/outputs/data/.../sites.json" overrides="stage=short"'`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+app = ServerApp()
+
+
+def federate(grid: Grid, config_json: str, *, folder: Path, condition: str = "federated", sites: int | None = None, progress=None):  # type: ignore[no-untyped-def]
+    """Run both stages over a grid; returns the finished `Federation` (weights, state, history).
+
+    folder: receives `checkpoints/` and `metrics.jsonl`; a checkpoint in it is resumed from.
+    """
+    from configs import from_json, load_vocabulary
+    from medmap_model.groups import group_names, layout, pack
+    from medmap_model.model import build_model
+    from medmap_model.text import build_text_encoder
+    from server.rounds import Federation
+
+    config = from_json(config_json)
+    vocabulary, text = load_vocabulary(config.data.vocabulary), build_text_encoder(config.text)
+    model = build_model(config.model, vocabulary, text, seed=config.seed)
+    federation = Federation(
+        grid,
+        config,
+        vocabulary,
+        initial=pack(model, group_names(vocabulary)),
+        layout=layout(model),
+        text_hash=text.hash,
+        folder=folder,
+        condition=condition,
+        progress=progress,
+        sites=sites,
+    )
+    federation.run()
+    return federation
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """The whole federation; writes the run's folder on the coordinator's machine."""
+    from configs import from_json, load, to_json
+    from server.checkpoint import write_json
+    from server.progress import make_progress
+
+    values = context.run_config
+    overrides = [o for o in str(values.get("overrides", "")).split() if o]
+    config_json = str(values.get("config") or to_json(load([f"experiment={values.get('experiment', 'flower')}", *overrides])))
+    config = from_json(config_json)
+    folder = Path(str(values.get("output-dir") or config.output_dir)).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    sites_file = str(values.get("sites-file") or "")
+    sites = len(json.loads(Path(sites_file).read_text(encoding="utf-8"))) if sites_file else None
+    with make_progress(plain=True) as progress:
+        federation = federate(grid, config_json, folder=folder, sites=sites, progress=progress)
+    write_json(
+        folder / "summary.json",
+        {"schema_version": 1, "status": "completed", "seed": config.seed, "engine": "flower",
+         "stages": federation.stages(), "communication": federation.communication()},
+    )
+    print(f"The federation is complete: {folder}")

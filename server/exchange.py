@@ -1,0 +1,95 @@
+"""Messages between server and sites: contract objects in and out of Flower's records, and bounded collection of replies."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from medmap_model import contract
+from medmap_model.contract import Card, Task
+
+
+class Broadcast:
+    """The global model of one round, serialised once however many sites receive a part of it."""
+
+    def __init__(self, vectors: Mapping[str, np.ndarray]) -> None:
+        self._arrays = {group: Array.from_numpy_ndarray(vector) for group, vector in vectors.items()}
+
+    def message(self, node: int, kind: str, groups: Iterable[str], task: Task) -> Message:
+        """A `train` or `evaluate` message with those module groups."""
+        content = RecordDict(
+            {
+                contract.ARRAYS: ArrayRecord({g: self._arrays[g] for g in groups}),
+                contract.TASK: ConfigRecord({contract.TASK: json.dumps(task.to_dict())}),
+            }
+        )
+        return Message(content, dst_node_id=node, message_type=kind, group_id=f"{task.stage}-{task.round}")
+
+
+def query(node: int) -> Message:
+    """Ask a site for its card."""
+    return Message(RecordDict(), dst_node_id=node, message_type="query", group_id="join")
+
+
+def collect(grid: Grid, messages: Iterable[Message], *, timeout_s: float, poll_s: float = 0.5) -> Iterator[tuple[int, Message]]:
+    """Send, then yield (node, reply) as each arrives, until all have or the time is up. A late reply is left behind."""
+    messages = list(messages)
+    nodes = [m.metadata.dst_node_id for m in messages]
+    waiting = dict(zip(grid.push_messages(messages), nodes, strict=True))
+    deadline = time.monotonic() + timeout_s
+    while waiting:
+        replies = list(grid.pull_messages(list(waiting)))
+        for reply in replies:
+            # An error reply of the runtime carries the server's own node id: the message it answers tells the site.
+            node = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None:
+                yield node, reply
+        if time.monotonic() > deadline:
+            return
+        if not replies:
+            time.sleep(poll_s)
+
+
+def refusal(reply: Message) -> str | None:
+    """Why a reply holds no result, in words of our own; None when it does. Never a text that a site wrote."""
+    if reply.has_error():
+        return f"no answer (code {reply.error.code} of the runtime)"
+    record = reply.content.get(contract.REFUSAL)
+    if record is None:
+        return None
+    code = str(record.get("code", "internal"))
+    incident = "".join(c for c in str(record.get("incident", "")) if c in "0123456789abcdef")[:12]
+    return f"{contract.REFUSALS.get(code, contract.REFUSALS['internal'])} (incident {incident or 'none'})"
+
+
+def card(reply: Message) -> Card:
+    """The card in a reply to `query`. Raises ValueError when it is not one."""
+    try:
+        return Card(**json.loads(str(reply.content[contract.CARD][contract.CARD])))  # type: ignore[index]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"the reply holds no card ({type(error).__name__})") from None
+
+
+def update(reply: Message) -> dict[str, np.ndarray]:
+    """The vectors in a reply to `train`. Raises ValueError when they cannot be read."""
+    record = reply.content.get(contract.ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        raise ValueError("the reply holds no arrays")
+    try:
+        return {str(k): v.numpy() for k, v in record.items()}
+    except Exception as error:  # numpy raises many kinds for bytes that are not an array
+        raise ValueError(f"its arrays cannot be read ({type(error).__name__})") from None
+
+
+def metrics(reply: Message) -> dict[str, float]:
+    """The declared figures in a reply; anything else in it is ignored."""
+    record: Any = reply.content.get(contract.METRICS_RECORD) or {}
+    return {
+        k: float(record[k]) for k in contract.METRICS if isinstance(record.get(k), int | float) and np.isfinite(record[k])
+    }

@@ -1,0 +1,70 @@
+"""The run's report: `summary.json` and its neighbours in, one self-contained `report.html` (and a headline PNG) out.
+
+The page loads nothing and runs nothing: charts are inline SVG, slices are data URIs, and a content security policy in
+the page itself forbids the rest. Names and report texts come from sites and are escaped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from server.report import figures, findings, formats, tables
+from server.report.figures import headline_figure
+from server.report.page import PAGE
+from server.report.parts import COSTS, MACROS
+from server.report.run import Run, read_run
+from server.report.scores import CONDITIONS, organs
+from server.report.style import STYLE
+
+__all__ = ["headline_figure", "write_report"]
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run's folder and return its path. Raises FileNotFoundError without `summary.json`."""
+    page = _render(read_run(run_dir))
+    path = run_dir / "report.html"
+    temporary = path.with_name(".report.html.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)  # a reader sees the old page or the new one, never half of it
+    return path
+
+
+def _render(run: Run) -> str:
+    from jinja2 import DictLoader, Environment
+
+    parts = {"page.html": PAGE, "macros.html": MACROS, "costs.html": COSTS, "style.css": STYLE}
+    environment = Environment(loader=DictLoader(parts), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    for name in ("number", "count", "interval", "percent", "size", "duration", "words", "listed"):
+        environment.filters[name] = _or_none(getattr(formats, name))
+    summary = run.summary
+    names = organs(summary)
+    return environment.get_template("page.html").render(
+        summary=summary,
+        notices=findings.notices(summary),
+        headline=findings.headline(summary),
+        findings=findings.findings(summary),
+        score_tables=[tables.score_table(summary, organ) for organ in names],
+        score_charts={organ: figures.score_chart(summary, organ) for organ in names},
+        conditions=list(CONDITIONS.values()),
+        curves=figures.curve_charts(run),
+        heat_maps=tables.heat_maps(summary),
+        ownership=tables.ownership(summary),
+        participation=tables.participation(summary, run.rounds),
+        examples=run.examples,
+        communication=tables.communication(summary),
+        timing=tables.timing(summary),
+        config=run.config,
+    )
+
+
+def _or_none(format_value: Callable[..., str]) -> Callable[..., str]:
+    """A filter to which a key that the summary lacks is the same as a null: both become a dash."""
+    from jinja2 import Undefined
+
+    def filter_value(value: Any, *args: Any) -> str:
+        return format_value(None if isinstance(value, Undefined) else value, *args)
+
+    return filter_value

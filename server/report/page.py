@@ -1,0 +1,245 @@
+"""The report's Jinja2 page: the view made by `tables`, `findings` and `figures` in, HTML out.
+
+It lives in a Python file because a Flower app bundle carries .py, .md, .toml, .yaml and .json only: an .html file would
+not reach `flwr run`.
+"""
+
+PAGE = """
+{% from "macros.html" import bar, box, legend, missing, scored %}
+<!DOCTYPE html>
+<html lang="en-GB">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>MedMAP-FL run report</title>
+<style>
+{% include "style.css" %}
+</style>
+</head>
+<body>
+<header>
+<h1>MedMAP-FL run report</h1>
+<p class="soft">{{ summary.sites | default([], true) | rejectattr("external", "true") | list | length or "No" }} training sites ·
+  model {{ (summary.model or {}).name or "–" }} ({{ (summary.model or {}).parameters | count }} parameters) ·
+  engine {{ summary.engine or "–" }} · seed {{ summary.seed if summary.seed is not none else "–" }} ·
+  status {{ summary.status or "–" }}</p>
+{% for n in notices %}
+<div class="notice {{ n.level }}"><p><strong>{{ n.title }}</strong> {{ n.text }}</p></div>
+{% endfor %}
+{% for sentence in headline %}
+<p class="headline">{{ sentence }}</p>
+{% else %}
+<p class="headline">This run holds no test scores.</p>
+{% endfor %}
+<nav aria-label="Sections">
+<a href="#results">Results</a> <a href="#curves">Learning curves</a> <a href="#cross-site">Cross-site</a>
+<a href="#sites">Sites</a> <a href="#ownership">Modalities</a> <a href="#participation">Participation</a>
+<a href="#examples">Examples</a> <a href="#communication">Communication</a> <a href="#timing">Timing</a>
+<a href="#privacy">Privacy</a> <a href="#configuration">Configuration</a>
+</nav>
+</header>
+<main>
+
+<section aria-labelledby="results">
+<h2 id="results">Results</h2>
+{% if findings %}
+<ul>
+{% for f in findings %}
+  <li><strong>{{ f.title }}</strong> {{ f.text }}</li>
+{% endfor %}
+</ul>
+<p class="soft">Intervals are 95 % bootstrap intervals over test patients of this one run with one seed: they do not cover
+  the luck of training. Intervals that overlap do not show two methods to be equal; they show that this run cannot tell
+  them apart.</p>
+{% endif %}
+{% if score_tables %}{{ legend(conditions) }}{% endif %}
+{% for t in score_tables %}
+<h3>{{ t.organ }}: AUROC</h3>
+<div class="pair">
+{% call box("AUROC, " ~ t.organ) %}
+<table class="scores">
+<thead><tr><th scope="col" class="text">Training</th>
+{% for set, n in t.test_sets %}<th scope="col">{{ set.label }}{% if n %}<small>{{ n }}</small>{% endif %}</th>{% endfor %}
+</tr></thead>
+<tbody>
+{% for c, scores in t.rows %}
+<tr class="{{ c.key }}"><th scope="row">{{ c.label }}</th>{% for s in scores %}<td>{{ scored(s) }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table>
+{% endcall %}
+<div>{{ score_charts[t.organ] }}</div>
+</div>
+{% else %}
+{{ missing("test scores") }}
+{% endfor %}
+{% if score_tables %}
+<ul class="soft">
+{% for c in conditions %}<li>{{ c.label }}: {{ c.meaning }}.</li>{% endfor %}
+{% for set, n in score_tables[0].test_sets %}<li>{{ set.label }}: {{ set.meaning }}.</li>{% endfor %}
+</ul>
+<h3>Further measures</h3>
+{% call box("Further measures") %}
+<table class="details">
+<thead><tr><th scope="col" class="text">Training</th><th scope="col">AUROC</th><th scope="col">Balanced accuracy</th>
+<th scope="col">Macro F1</th><th scope="col">Patients</th></tr></thead>
+{% for t in score_tables %}
+{% for set, rows in t.details %}
+<tbody>
+<tr><th scope="rowgroup" colspan="5">{{ t.organ }}, {{ set.label | lower }}</th></tr>
+{% for c, scores in rows %}
+<tr><th scope="row">{{ c.label }}</th>{% for s in scores %}<td>{{ scored(s) }}</td>{% endfor %}
+<td>{{ scores[0].n | count }}</td></tr>
+{% endfor %}
+</tbody>
+{% endfor %}
+{% endfor %}
+</table>
+{% endcall %}
+{% endif %}
+</section>
+
+<section aria-labelledby="curves">
+<h2 id="curves">Learning curves</h2>
+{% if curves %}
+{{ legend(conditions) }}
+<div class="charts">
+{% for chart in curves %}<div>{{ chart }}</div>{% endfor %}
+</div>
+<p class="soft">Local models: one thin line per site. Validation patients are the sites' own.</p>
+{% else %}{{ missing("learning curves") }}{% endif %}
+</section>
+
+<section aria-labelledby="cross-site">
+<h2 id="cross-site">Cross-site results</h2>
+{% for map in heat_maps %}
+{% call box("Cross-site " ~ map.metric ~ ", " ~ map.organ) %}
+<table class="grid heat">
+<caption>{{ map.organ }}: {{ map.metric }} of each model (rows) on each site's test patients (columns). Darker is better,
+  from 0.5 (chance) to 1. Outlined: a site's own model on its own patients. – : not applicable.</caption>
+<thead><tr><th scope="col" class="text">Model</th>
+{% for c in map.columns %}<th scope="col">{{ c.name }}{% if c.external %}<small>external</small>{% endif %}</th>{% endfor %}
+</tr></thead>
+<tbody>
+{% for row in map.rows %}
+<tr><th scope="row">{{ row.name }}</th>{% for cell in row.cells %}<td{% if cell.own %} class="own"{% endif %}
+ style="background: {{ cell.background }}; color: {{ cell.colour }}">{{ cell.text }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table>
+{% endcall %}
+{% else %}{{ missing("cross-site results") }}{% endfor %}
+</section>
+
+<section aria-labelledby="sites">
+<h2 id="sites">Sites</h2>
+{% if summary.sites %}
+{% call box("Sites") %}
+<table class="sites">
+<thead><tr><th scope="col" class="text">Site</th><th scope="col" class="text">Scanner</th>
+<th scope="col" class="text">Organs</th><th scope="col">Training studies</th><th scope="col">Validation</th>
+<th scope="col">Test</th><th scope="col" class="text">Role</th></tr></thead>
+<tbody>
+{% for s in summary.sites %}
+<tr><th scope="row">{{ s.name }}</th><td class="text">{{ s.scanner or "–" }}</td>
+<td class="text">{{ (s.organs or []) | join(", ") or "–" }}</td>
+{% for split in ("train", "val", "test") %}<td>{{ (s.studies or {}).get(split) | count }}</td>{% endfor %}
+<td class="text">{{ "external: never trained on" if s.external else "trains" }}</td></tr>
+{% endfor %}
+</tbody></table>
+{% endcall %}
+{% else %}{{ missing("sites") }}{% endif %}
+</section>
+
+<section aria-labelledby="ownership">
+<h2 id="ownership">Who owns which modality</h2>
+{% if ownership.modalities %}
+<p>A site trains, sends and receives only the module groups of the modalities it owns. The fewer owners, the fewer
+  patients behind an encoder.</p>
+{% call box("Modalities by site") %}
+<table class="grid owners">
+<caption>Volumes per site and modality. Shaded: owned.</caption>
+<thead>
+{% if ownership.groups | length > 1 or ownership.groups[0][0] %}
+<tr><td></td>{% for organ, span in ownership.groups %}<th scope="colgroup" colspan="{{ span }}">{{ organ or "other" }}</th>{% endfor %}</tr>
+{% endif %}
+<tr><th scope="col" class="text">Site</th>{% for m in ownership.modalities %}<th scope="col">{{ m }}</th>{% endfor %}</tr>
+</thead>
+<tbody>
+{% for row in ownership.rows %}
+<tr><th scope="row">{{ row.name }}{% if row.external %} <small>external</small>{% endif %}</th>
+{% for cell in row.cells %}
+{% if cell.owned %}<td class="has">{% if cell.volumes is none %}✓<span class="hidden"> owned</span>{% else %}{{ cell.volumes | count }}{% endif %}</td>
+{% else %}<td class="none"><span class="hidden">not owned</span></td>{% endif %}
+{% endfor %}</tr>
+{% endfor %}
+</tbody>
+<tfoot><tr><th scope="row">Training sites that own it</th>{% for n in ownership.owners %}<td>{{ n }}</td>{% endfor %}</tr></tfoot>
+</table>
+{% endcall %}
+{% else %}{{ missing("modalities") }}{% endif %}
+</section>
+
+<section aria-labelledby="participation">
+<h2 id="participation">Participation</h2>
+{% if participation.rows %}
+{% call box("Participation by site") %}
+<table class="participation">
+<caption>Over {{ participation.rounds }} federated rounds.</caption>
+<thead><tr><th scope="col" class="text">Site</th><th scope="col">Returned</th><th scope="col">Missing</th>
+<th scope="col">Refused</th><th scope="col">Last training loss</th><th scope="col">Training per round, median</th></tr></thead>
+<tbody>
+{% for r in participation.rows %}
+<tr><th scope="row">{{ r.site }}</th><td>{{ r.returned }}</td><td>{{ r.missing }}</td><td>{{ r.refused }}</td>
+<td>{{ r.loss | number }}</td><td>{{ r.train_s | duration }}</td></tr>
+{% endfor %}
+</tbody></table>
+{% endcall %}
+{% if participation.events %}
+<h3>Rounds that some site missed</h3>
+<ul>
+{% for e in participation.events %}
+<li>{{ e.stage }}, round {{ e.round }}:{% if e.missing %} missing {{ e.missing | listed }}{% endif %}
+{% if e.missing and e.refused %};{% endif %}
+{% for r in e.refused or [] %} {{ r.site }} refused ({{ r.reason }}){% if not loop.last %},{% endif %}{% endfor %}</li>
+{% endfor %}
+</ul>
+{% if participation.more %}<p class="soft">And {{ participation.more }} more.</p>{% endif %}
+{% else %}<p>Every site returned an update in every round it was asked in.</p>{% endif %}
+{% else %}{{ missing("record of participation") }}{% endif %}
+</section>
+
+<section aria-labelledby="examples">
+<h2 id="examples">Example patients</h2>
+{% if examples %}
+<p>Test patients with what the federated model says of them. The report is shown for comparison; the model did not read it.</p>
+<div class="examples">
+{% for e in examples %}
+{% set told = e.probabilities or {} %}
+<article class="example">
+<h3>{{ e.site or "–" }}, {{ e.organ or "–" }}, patient {{ e.patient or "–" }}</h3>
+<div class="slices">
+{% for m in e.modalities or [] %}
+<figure>{% if m.uri %}<img src="{{ m.uri }}" alt="{{ m.name }} slice of {{ e.organ }} of patient {{ e.patient }}">
+{% else %}<p class="soft">no picture</p>{% endif %}<figcaption>{{ m.name }}</figcaption></figure>
+{% endfor %}
+</div>
+<blockquote>{{ e.report or "No report." }}</blockquote>
+<table class="predictions">
+<caption>Predicted probability. Truth: {{ e.abnormality | default("–", true) | words }}.</caption>
+<tbody>
+{% for name, p in told | dictsort(by="value", reverse=true) if p is not none %}
+<tr{% if name == e.abnormality %} class="truth"{% endif %}><th scope="row">{{ name | words }}{% if name == e.abnormality %} (truth){% endif %}</th>
+<td>{{ bar(p) }}</td><td>{{ p | number(2) }}</td></tr>
+{% else %}<tr><td class="text">–</td></tr>{% endfor %}
+</tbody></table>
+</article>
+{% endfor %}
+</div>
+{% else %}{{ missing("examples") }}{% endif %}
+</section>
+{% include "costs.html" %}
+</main>
+<footer class="soft"><p>Figures come from this run's summary.json and metrics.jsonl. – means that a figure is missing.</p></footer>
+</body>
+</html>
+"""

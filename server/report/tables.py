@@ -1,0 +1,190 @@
+"""The report's tables as plain rows for the template: scores, cross-site heat map, ownership, participation, traffic, time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from server.report.formats import number
+from server.report.scores import MEASURES, Condition, Score, TestSet, conditions, score, test_sets
+
+Row = dict[str, Any]
+
+HEAT_LOW, HEAT_HIGH = 0.5, 1.0  # AUROC: chance to perfect
+HEAT_RAMP = ((0xF4, 0xF8, 0xFC), (0x08, 0x45, 0x86))  # one hue, light to dark: reads in grey print too
+MAX_EVENTS = 40  # rounds with a missing site that are listed one by one
+
+PHASES = {
+    "import_s": "Start-up and imports",
+    "generate_s": "Making or finding the data",
+    "prepare_s": "Preparing volumes and text",
+    "train_s": "Training",
+    "evaluate_s": "Evaluation",
+    "report_s": "Report",
+}
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """One organ: AUROC of every condition on every test set, and the further measures below it."""
+
+    organ: str
+    test_sets: list[tuple[TestSet, str]]
+    rows: list[tuple[Condition, list[Score]]]
+    details: list[tuple[TestSet, list[tuple[Condition, list[Score]]]]]
+
+
+def score_table(summary: Row, organ: str) -> ScoreTable:
+    """The headline table of one organ."""
+    kinds, sets = conditions(summary), test_sets(summary)
+    details = []
+    for t in sets:
+        scored = [(c, [score(summary, t.key, c.key, organ, m) for m in MEASURES]) for c in kinds]
+        known = [(c, scores) for c, scores in scored if any(s.value is not None for s in scores)]
+        if known:
+            details.append((t, known))
+    return ScoreTable(
+        organ=organ,
+        test_sets=[(t, _patients(summary, t, organ, kinds)) for t in sets],
+        rows=[(c, [score(summary, t.key, c.key, organ) for t in sets]) for c in kinds],
+        details=details,
+    )
+
+
+def _patients(summary: Row, test_set: TestSet, organ: str, kinds: list[Condition]) -> str:
+    """`n = 168`; a range when conditions were scored on different numbers of patients."""
+    found = {score(summary, test_set.key, c.key, organ).n for c in kinds} - {None}
+    numbers = sorted(n for n in found if n is not None)
+    if not numbers:
+        return ""
+    return f"n = {numbers[0]}" if len(numbers) == 1 else f"n = {numbers[0]} to {numbers[-1]}"
+
+
+def local_site(model: str, sites: list[str]) -> str | None:
+    """The site that a cross-site row's model was trained at alone: `local:H1` and `H1` are H1's; None for the others."""
+    name = model.removeprefix("local:")
+    return name if name in sites else None
+
+
+def heat_maps(summary: Row) -> list[Row]:
+    """Per organ: one row per model, one coloured cell per site; a site's own model is marked."""
+    cross = summary.get("cross_site") or {}
+    models, sites = [str(m) for m in cross.get("models") or []], [str(s) for s in cross.get("sites") or []]
+    external = {str(s["name"]) for s in summary.get("sites") or [] if s.get("external")}
+    maps = []
+    for organ, values in (cross.get("organ") or {}).items():
+        used = [j for j in range(len(sites)) if any(j < len(r) and r[j] is not None for r in values)]
+        rows = []
+        for model, row in zip(models, values, strict=False):
+            if all(v is None for v in row):
+                continue
+            owner = local_site(model, sites)
+            cells = [{**_heat(row[j] if j < len(row) else None), "own": owner == sites[j]} for j in used]
+            rows.append({"name": f"{owner} alone" if owner else model, "cells": cells})
+        if rows:
+            columns = [{"name": sites[j], "external": sites[j] in external} for j in used]
+            maps.append({"organ": organ, "metric": _measure(cross), "columns": columns, "rows": rows})
+    return maps
+
+
+def _measure(cross: Row) -> str:
+    key = str(cross.get("metric") or "auroc")
+    return MEASURES.get(key, key)
+
+
+def _heat(value: float | None) -> Row:
+    if value is None:
+        return {"text": number(None), "background": "#ffffff", "colour": "#555555"}
+    share = min(max((value - HEAT_LOW) / (HEAT_HIGH - HEAT_LOW), 0.0), 1.0)
+    rgb = [round(a + share * (b - a)) for a, b in zip(*HEAT_RAMP, strict=True)]
+    return {
+        "text": number(value, 2),
+        "background": "#{:02x}{:02x}{:02x}".format(*rgb),
+        "colour": "#ffffff" if share > 0.52 else "#111111",
+    }
+
+
+def ownership(summary: Row) -> Row:
+    """Who owns which modality: training volumes per site and modality, the modalities grouped by organ where that is plain."""
+    sites = summary.get("sites") or []
+    seen: dict[str, set[str]] = {}
+    # Longest list first: a site that owns everything gives the vocabulary's order.
+    for site in sorted(sites, key=lambda s: -len(s.get("modalities") or [])):
+        for modality in site.get("modalities") or []:
+            here = set(site.get("organs") or [])
+            seen[modality] = seen[modality] & here if modality in seen else here
+    # A modality belongs to the one organ that all its owners share.
+    organ_of = {m: next(iter(o)) if len(o) == 1 else "" for m, o in seen.items()}
+    order = list(dict.fromkeys(organ_of.values()))
+    modalities = sorted(seen, key=lambda m: order.index(organ_of[m]))
+    rows = []
+    for site in sites:
+        owned, volumes = set(site.get("modalities") or []), site.get("volumes") or {}
+        cells = [{"owned": m in owned, "volumes": volumes.get(m)} for m in modalities]
+        rows.append({"name": site.get("name"), "external": bool(site.get("external")), "cells": cells})
+    owners = [sum(r["cells"][i]["owned"] and not r["external"] for r in rows) for i in range(len(modalities))]
+    groups = [(o, sum(organ_of[m] == o for m in modalities)) for o in order]
+    return {"groups": groups, "modalities": modalities, "rows": rows, "owners": owners}
+
+
+def participation(summary: Row, rounds: list[Row]) -> Row:
+    """Which sites returned an update, which were missing and which refused; and the rounds where that was not all."""
+    entries = summary.get("participation") or [r for r in rounds if r.get("condition") == "federated"]
+    returned: Counter[str] = Counter()
+    missing: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    events = []
+    for entry in entries:
+        refusals = entry.get("refused") or []
+        returned.update(entry.get("returned") or [])
+        missing.update(entry.get("missing") or [])
+        refused.update(str(r.get("site")) for r in refusals)
+        if entry.get("missing") or refusals:
+            events.append(entry)
+    names = list(dict.fromkeys([*returned, *missing, *refused]))
+    rows = [
+        {"site": s, "returned": returned[s], "missing": missing[s], "refused": refused[s], **_last(s, rounds)}
+        for s in sorted(names)
+    ]
+    return {"rounds": len(entries), "rows": rows, "events": events[:MAX_EVENTS], "more": len(events[MAX_EVENTS:])}
+
+
+def _last(site: str, rounds: list[Row]) -> Row:
+    """The site's last training loss and its median training time in the federated rounds."""
+    rows = [(r.get("sites") or {}).get(site) for r in rounds if r.get("condition") == "federated"]
+    present = [r for r in rows if r]
+    times = [r["train_s"] for r in present if r.get("train_s") is not None]
+    return {"loss": present[-1].get("loss") if present else None, "train_s": median(times) if times else None}
+
+
+def communication(summary: Row) -> Row | None:
+    """Bytes both ways and per module group, largest first."""
+    traffic = summary.get("communication")
+    if not traffic:
+        return None
+    groups = sorted((traffic.get("per_group") or {}).items(), key=lambda kv: -(kv[1] or 0))
+    largest = max((v or 0 for _, v in groups), default=0)
+    rows = [{"name": k, "bytes": v, "share": (v or 0) / largest if largest else 0} for k, v in groups]
+    return {**traffic, "groups": rows}
+
+
+def timing(summary: Row) -> Row | None:
+    """Wall time by phase, and the spread over rounds."""
+    times = summary.get("timing")
+    if not times:
+        return None
+    phases = [{"name": label, "seconds": times.get(k)} for k, label in PHASES.items() if k in times]
+    longest = max((p["seconds"] or 0 for p in phases), default=0)
+    for phase in phases:
+        phase["share"] = (phase["seconds"] or 0) / longest if longest else 0
+    per_round = [s for s in times.get("rounds") or [] if s is not None]
+    return {
+        "wall_s": times.get("wall_s"),
+        "overhead_share": times.get("overhead_share"),
+        "phases": phases,
+        "rounds": len(per_round),
+        "round_median_s": median(per_round) if per_round else None,
+        "round_longest_s": max(per_round, default=None),
+    }

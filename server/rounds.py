@@ -1,0 +1,332 @@
+"""The round loop: both stages, with quorum, bounded waiting, validation, early stop, checkpoints and resume.
+
+Each round: global vectors -> the groups a site owns -> its update -> the next global vectors. A run is a function of the
+config and the seed; stopping it anywhere and resuming ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from configs.schema import Config, OptimConfig
+from medmap_model import contract
+from medmap_model.contract import STAGES, Card, Task
+from medmap_model.groups import owned
+from medmap_model.vocabulary import Vocabulary
+from server import checkpoint, exchange
+from server.aggregation import Aggregator, UpdateRefused, Vectors
+from server.progress import Event, Progress
+
+
+class FederationError(RuntimeError):
+    """The federation cannot go on; the message says why and what to do."""
+
+
+@dataclass
+class State:
+    """All that a round depends on besides the weights, and what has been seen so far. JSON-safe.
+
+    completed: rounds done over both stages; history: one dict per round (see `Federation._round`);
+    best: checkpoint with the lowest validation loss of the present stage; open: stages not yet ended.
+    """
+
+    condition: str
+    stage: str = STAGES[0]
+    round: int = 0
+    completed: int = 0
+    best: str | None = None
+    best_val_loss: float | None = None
+    stale: int = 0
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A site that has joined."""
+
+    node: int
+    card: Card
+
+
+class Federation:
+    """One condition of a run: sites behind a grid, a global model, and the loop over both stages.
+
+    initial: group -> vector, the starting model. folder: where checkpoints and metrics.jsonl go.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        config: Config,
+        vocabulary: Vocabulary,
+        *,
+        initial: Vectors,
+        layout: checkpoint.Layout,
+        text_hash: str,
+        folder: Path,
+        condition: str = "federated",
+        progress: Progress | None = None,
+        sites: int | None = None,
+    ) -> None:
+        self.grid, self.config, self.vocabulary = grid, config, vocabulary
+        self.layout, self.text_hash, self.folder = layout, text_hash, folder
+        self.progress: Progress | None = progress
+        self.expected = sites
+        self.vectors, self.state = initial, State(condition)
+        resumed = checkpoint.latest(folder / "checkpoints")
+        if resumed is not None:
+            self.vectors, saved = checkpoint.load(resumed, layout)
+            if saved.get("condition") != condition:
+                raise FederationError(f"{resumed} is of '{saved.get('condition')}', not of '{condition}'")
+            self.state = State(**saved)
+
+    def run(self) -> Vectors:
+        """Both stages, from wherever the state stands. Returns the final global model."""
+        started = self.state.completed
+        if not self.state.finished:
+            members = self.join()
+            for stage in STAGES[STAGES.index(self.state.stage) :]:
+                self._run_stage(stage, members)
+            self.state.finished = True
+            self._save()
+        self._tell("run_end", text=f"{self.state.completed - started} rounds")
+        return self.vectors
+
+    def join(self) -> list[Member]:
+        """Wait for a quorum of sites, ask each for its card, refuse those that do not fit. Raises FederationError."""
+        deadline = time.monotonic() + self.config.strategy.join_timeout_s
+        wanted = self.expected or 1
+        needed = max(1, math.ceil(self.config.strategy.quorum * wanted))
+        while len(nodes := sorted(self.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+            time.sleep(1.0)
+        if len(nodes) < needed:
+            raise FederationError(f"{len(nodes)} of {wanted} sites are here, {needed} are needed: start more sites")
+        members = []
+        for node, reply in exchange.collect(
+            self.grid, [exchange.query(n) for n in nodes], timeout_s=self.config.strategy.round_timeout_s
+        ):
+            reason = exchange.refusal(reply)
+            try:
+                member = None if reason else Member(node, exchange.card(reply))
+                reason = reason or self._unfit(member.card)  # type: ignore[union-attr]
+            except ValueError as error:
+                member, reason = None, str(error)
+            if reason or member is None:
+                self._tell("message", text=f"site {member.card.site if member else node} may not join: {reason}")
+            else:
+                members.append(member)
+        if len(members) < needed:
+            raise FederationError(f"{len(members)} of {wanted} sites may join, {needed} are needed: see the messages above")
+        return sorted(members, key=lambda m: m.card.site)
+
+    def stages(self) -> dict[str, Any]:
+        """Per stage: rounds done and their curves, for `summary.json`."""
+        curves = {}
+        for stage in STAGES:
+            lines = [line for line in self.state.history if line["stage"] == stage]
+            curves[stage] = {"rounds": len(lines)} | {k: [x[k] for x in lines] for k in ("loss", "val_loss", "val_score")}
+        return curves
+
+    def communication(self) -> dict[str, Any]:
+        """Bytes of parameters sent and received so far, in all and per module group."""
+        per_group: dict[str, int] = {}
+        for line in self.state.history:
+            for group, n in line["bytes_up_per_group"].items():
+                per_group[group] = per_group.get(group, 0) + n
+        return {
+            "bytes_down": sum(line["bytes_down"] for line in self.state.history),
+            "bytes_up": sum(line["bytes_up"] for line in self.state.history),
+            "bytes_full_model": sum(v.nbytes for v in self.vectors.values()),
+            "per_group": per_group,
+        }
+
+    def _unfit(self, card: Card) -> str | None:
+        """Why a site may not join, or None."""
+        ours = {"version": contract.VERSION, "vocabulary_hash": self.vocabulary.hash, "text_hash": self.text_hash}
+        for name, value in ours.items():
+            if getattr(card, name) != value:
+                return f"its {name.replace('_', ' ')} is {getattr(card, name)}, the federation's is {value}"
+        return None
+
+    def _groups(self, member: Member, stage: str) -> dict[str, int]:
+        """Module groups a site receives and returns, with their weight; naive: all of them, by all its volumes."""
+        mine = owned(self.vocabulary, member.card.volumes, member.card.studies, stage)
+        if self.config.strategy.kind == "naive":
+            everyone = owned(
+                self.vocabulary,
+                dict.fromkeys(self.vocabulary.modalities, 1),
+                dict.fromkeys(self.vocabulary.organs, 1),
+                stage,
+            )
+            return dict.fromkeys(everyone, sum(member.card.volumes.values()))
+        return mine
+
+    def _run_stage(self, stage: str, members: list[Member]) -> None:
+        settings: OptimConfig = getattr(self.config.stage, stage)
+        if self.state.stage != stage:
+            self.state.stage, self.state.round, self.state.stale = stage, 0, 0
+            self.state.best, self.state.best_val_loss = None, None
+        self._tell("stage_start", stage=stage)
+        attempts = 0
+        while self.state.round < settings.rounds and not self._stopped(settings):
+            if self._round(stage, settings, members):
+                attempts = 0
+                self._save()
+                continue
+            attempts += 1
+            if attempts > self.config.strategy.retries:
+                raise FederationError(
+                    f"{stage} round {self.state.round + 1} has found no quorum {attempts} times; the last round is kept. "
+                    f"When the sites are back: resume={self.folder}"
+                )
+        if settings.rounds:
+            self._close(stage, settings, members)
+
+    def _stopped(self, settings: OptimConfig) -> bool:
+        return bool(settings.patience) and self.state.stale >= settings.patience
+
+    def _round(self, stage: str, settings: OptimConfig, members: list[Member]) -> bool:
+        """One round. Returns whether a quorum returned; if not, the global model stays as it was."""
+        begun, number = time.monotonic(), self.state.round
+        task = Task(stage, number, settings.rounds, self.config.seed)
+        self._tell("round_start", stage=stage)
+        broadcast, aggregator = exchange.Broadcast(self.vectors), Aggregator(self.vectors)
+        groups = {m.node: self._groups(m, stage) for m in members}
+        names = {m.node: m.card.site for m in members}
+        replies: dict[str, dict[str, float]] = {}
+        refused: list[dict[str, str]] = []
+        up: dict[str, int] = {}
+        messages = [broadcast.message(m.node, "train", groups[m.node], task) for m in members if groups[m.node]]
+        for node, reply in exchange.collect(
+            self.grid, messages, timeout_s=self.config.strategy.round_timeout_s, poll_s=self._poll_s
+        ):
+            reason = exchange.refusal(reply)
+            if reason is None:
+                try:
+                    update = exchange.update(reply)
+                    aggregator.add(update, groups[node])
+                except (UpdateRefused, ValueError) as error:
+                    reason = str(error)
+            if reason is not None:
+                refused.append({"site": names[node], "reason": reason})
+                self._tell("message", stage=stage, site=names[node], text=f"update refused: {reason}")
+                continue
+            replies[names[node]] = exchange.metrics(reply)
+            for group, vector in update.items():
+                up[group] = up.get(group, 0) + vector.nbytes
+            self._tell("reply", stage=stage, site=names[node], loss=replies[names[node]].get("loss"))
+        if len(replies) < max(1, math.ceil(self.config.strategy.quorum * len(members))):
+            return False
+        self._learn_validation(replies)
+        self.vectors = aggregator.result()
+        self.state.round += 1
+        self.state.completed += 1
+        self.state.history.append(
+            {
+                "condition": self.state.condition,
+                "stage": stage,
+                "round": self.state.round,
+                "rounds": settings.rounds,
+                "loss": _mean(replies, "loss", "studies"),
+                "val_loss": None,  # known when the sites have seen this round's model
+                "val_score": None,
+                "wall_s": round(time.monotonic() - begun, 4),
+                "bytes_down": sum(self.vectors[g].nbytes for gs in groups.values() for g in gs),
+                "bytes_up": sum(up.values()),
+                "bytes_up_per_group": dict(sorted(up.items())),
+                "sites": {s: dict(sorted(replies[s].items())) for s in sorted(replies)},
+                "returned": sorted(replies),
+                "missing": sorted(set(names.values()) - set(replies) - {r["site"] for r in refused}),
+                "refused": sorted(refused, key=lambda r: r["site"]),
+            }
+        )
+        self._tell("round_end", stage=stage, loss=self.state.history[-1]["loss"])
+        return True
+
+    def _close(self, stage: str, settings: OptimConfig, members: list[Member]) -> None:
+        """Validate the stage's last model; after an early stop go back to the best one."""
+        last = self._last(stage)
+        if last is not None and last["val_loss"] is None:
+            broadcast = exchange.Broadcast(self.vectors)
+            task = Task(stage, self.state.round, settings.rounds, self.config.seed)
+            names = {m.node: m.card.site for m in members}
+            messages = [broadcast.message(m.node, "evaluate", self._groups(m, stage), task) for m in members]
+            replies = {
+                names[node]: exchange.metrics(reply)
+                for node, reply in exchange.collect(
+                    self.grid, messages, timeout_s=self.config.strategy.round_timeout_s, poll_s=self._poll_s
+                )
+                if exchange.refusal(reply) is None
+            }
+            self._learn_validation(replies)
+        if settings.patience and self.state.best:
+            self.vectors, _ = checkpoint.load(self.folder / "checkpoints" / self.state.best, self.layout)
+        self._save()
+        self._tell("stage_end", stage=stage, score=last["val_score"] if last else None)
+
+    def _learn_validation(self, replies: Mapping[str, Mapping[str, float]]) -> None:
+        """Sites have validated the model that the last round made: complete its line, keep it if it is the best."""
+        last = self._last(self.state.stage)
+        if last is None:
+            return
+        last["val_loss"] = loss = _mean(replies, "val_loss", "val_studies")
+        last["val_score"] = _mean(replies, "val_score", "val_studies")
+        if loss is None:
+            return
+        if self.state.best_val_loss is None or loss < self.state.best_val_loss:
+            self.state.best_val_loss, self.state.best, self.state.stale = loss, self._name(), 0
+        else:
+            self.state.stale += 1
+
+    def _last(self, stage: str) -> dict[str, Any] | None:
+        """The line of the stage's latest round."""
+        return self.state.history[-1] if self.state.history and self.state.history[-1]["stage"] == stage else None
+
+    def _name(self) -> str:
+        return f"{self.state.stage}-{self.state.round:04d}"
+
+    def _save(self) -> None:
+        """The checkpoint of this round, then metrics.jsonl, which is only ever a copy of the history in it."""
+        checkpoint.save(self.folder / "checkpoints", self._name(), self.vectors, self.layout, asdict(self.state))
+        lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in self.state.history)
+        temporary = self.folder / ".metrics.jsonl.tmp"
+        temporary.write_text(lines, encoding="utf-8")
+        temporary.replace(self.folder / "metrics.jsonl")
+
+    @property
+    def _poll_s(self) -> float:
+        return 0.0 if getattr(self.grid, "immediate", False) else 0.5
+
+    def _tell(self, kind: str, **more: Any) -> None:
+        if self.progress is None:
+            return
+        settings = self.config.stage
+        more.setdefault("stage", self.state.stage)
+        self.progress(
+            Event(
+                kind=kind,
+                condition=self.state.condition,
+                round=self.state.round + (kind in ("round_start", "reply")),
+                rounds=getattr(settings, more["stage"]).rounds,
+                done=self.state.completed,
+                total=settings.pretrain.rounds + settings.finetune.rounds,
+                **more,
+            )
+        )
+
+
+def _mean(replies: Mapping[str, Mapping[str, float]], key: str, weight: str) -> float | None:
+    """Mean over the sites that sent the figure, weighted; summed in site order, so that arrival does not matter."""
+    rows = [(r[key], r.get(weight, 1.0)) for _, r in sorted(replies.items()) if key in r]
+    total = sum(w for _, w in rows)
+    return float(np.dot([v for v, _ in rows], [w for _, w in rows]) / total) if total > 0 else None

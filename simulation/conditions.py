@@ -1,0 +1,234 @@
+"""The conditions of an experiment: the federation and what it is compared with, each run by the same round loop.
+
+federated: all sites, as configured · naive: all sites, every group averaged over everyone · pooled: one site that holds
+everybody's patients · local: every site alone. Same initial weights, same rounds, same passes over every patient.
+A condition ends with its predictions on every test set, in `predictions/<model>.npz`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue as queues
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.site import SiteEntry, open_records, trainer_for
+from client.training import Trainer
+from configs import from_json, to_json
+from configs.schema import Config
+from medmap_model.groups import unpack
+from server.app import federate
+from server.checkpoint import write_json
+from server.progress import Event, Progress
+from simulation.engines import InProcessGrid, run_ray
+
+
+class Stopped(RuntimeError):
+    """The run was asked to stop; what is on disk can be resumed."""
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A virtual hospital of the run. external: only tested on."""
+
+    entry: SiteEntry
+    external: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to train: its name, the sites it is trained over, and how they are aggregated."""
+
+    model: str
+    sites: tuple[SiteEntry, ...]
+    config_json: str
+
+
+def jobs(config: Config, hospitals: Sequence[Hospital]) -> list[list[Job]]:
+    """What to train, in batches that belong to one worker each."""
+    sites = tuple(h.entry for h in hospitals if not h.external)
+    text = to_json(config)
+    naive = to_json(replace(config, strategy=replace(config.strategy, kind="naive")))
+    inprocess = to_json(replace(config, engine=replace(config.engine, kind="inprocess")))
+    everything = SiteEntry("pooled", tuple(m for s in sites for m in s.manifests))
+    baselines = {
+        "pooled": [Job("pooled", (everything,), inprocess)],
+        "local": [Job(f"local-{s.name}", (s,), inprocess) for s in sites],
+        "naive": [Job("naive", sites, naive)],
+    }
+    return [[Job("federated", sites, text)], *(baselines[b] for b in config.baselines)]
+
+
+def run_job(job: Job, hospitals: Sequence[Hospital], run_dir: Path, progress: Progress) -> dict[str, Any]:
+    """Train one model (resuming what is there), predict every test set, and return its curves and traffic."""
+    begun = time.monotonic()
+    described: dict[str, Any] = {}
+    config = from_json(job.config_json)
+    folder = run_dir if job.model == "federated" else run_dir / "baselines" / job.model
+    folder.mkdir(parents=True, exist_ok=True)
+    sites_file = folder / "sites.json"
+    write_json(sites_file, [{"name": s.name, "manifests": [str(m) for m in s.manifests]} for s in job.sites])
+    run_config = {"config": job.config_json, "sites-file": str(sites_file), "cache-dir": str(cache_dir(config, run_dir))}
+    trainer = trainer_for(job.config_json)
+    imported = time.monotonic()
+    for site in job.sites:
+        open_records(config, site.manifests, cache_dir(config, run_dir))
+    prepared = time.monotonic()
+    finished: list[Any] = []
+
+    def serve(grid: Any) -> None:
+        finished.append(
+            federate(grid, job.config_json, folder=folder, condition=job.model, sites=len(job.sites), progress=progress)
+        )
+
+    from client.app import app
+
+    if config.engine.kind == "ray":
+        gpus = 1.0 / max(1, config.engine.workers) if trainer.device.type == "cuda" else 0.0
+        run_ray(app, len(job.sites), run_config, serve, gpus_per_site=gpus)
+    else:
+        serve(InProcessGrid(app, len(job.sites), run_config))
+    federation = finished[0]
+    trained = time.monotonic()
+    unpack(trainer.model, federation.vectors)
+    predictions = run_dir / "predictions" / f"{job.model}.npz"
+    if not predictions.exists():
+        _predict(job, config, hospitals, run_dir, predictions)
+    if job.model == "federated":
+        described = _describe(config, hospitals, run_dir, trainer)
+    lines = federation.state.history
+    working = sum(s.get("train_s", 0) + s.get("eval_s", 0) for x in lines for s in x["sites"].values())
+    rounds_s = [x["wall_s"] for x in lines]
+    return {
+        "model": job.model,
+        **described,
+        "stages": federation.stages(),
+        "communication": federation.communication(),
+        "participation": [{k: x[k] for k in ("stage", "round", "returned", "missing", "refused")} for x in lines],
+        "timing": {
+            "import_s": imported - begun,
+            "prepare_s": prepared - imported,
+            "train_s": trained - prepared,
+            "evaluate_s": time.monotonic() - trained,
+            "rounds": rounds_s,
+            "overhead_share": 1 - working / sum(rounds_s) if sum(rounds_s) else None,
+        },
+        "peak_memory_mb": max((s.get("peak_memory_mb", 0) for x in lines for s in x["sites"].values()), default=0),
+    }
+
+
+def cache_dir(config: Config, run_dir: Path) -> Path:
+    """Prepared volumes are shared by all conditions, and by later runs on the same data."""
+    return Path(config.data.volumes.cache_dir or run_dir.parent / "cache").absolute()
+
+
+def _describe(config: Config, hospitals: Sequence[Hospital], run_dir: Path, trainer: Trainer) -> dict[str, Any]:
+    """What only a process with model and volumes at hand can tell: sites, model, device; and the example pictures."""
+    from simulation.describe import describe_hospital, describe_model
+    from simulation.examples import write_examples
+
+    vocabulary = trainer.model.vocabulary
+    write_examples(run_dir, hospitals, config, vocabulary)
+    records = {h.entry.name: open_records(config, h.entry.manifests, cache_dir(config, run_dir)) for h in hospitals}
+    return {
+        "sites": [describe_hospital(h, records[h.entry.name], vocabulary) for h in hospitals],
+        "description": describe_model(trainer.model),
+        "device": str(trainer.device),
+    }
+
+
+def _predict(job: Job, config: Config, hospitals: Sequence[Hospital], run_dir: Path, path: Path) -> None:
+    """Every test set of every hospital: arrays `<hospital>/<split>/<organ>/labels` and `.../probabilities`."""
+    trainer, cache = trainer_for(job.config_json), cache_dir(config, run_dir)
+    trained_on = [open_records(config, s.manifests, cache).counts("train") for s in job.sites]
+    modalities = {m for volumes, _ in trained_on for m, n in volumes.items() if n}
+    organs = {o for _, studies in trained_on for o, n in studies.items() if n}
+    arrays: dict[str, np.ndarray] = {}
+    for hospital in hospitals:
+        records = open_records(config, hospital.entry.manifests, cache)
+        for split in ("test", "common"):
+            for organ in set(records.organs(split)) & organs:
+                labels, p = trainer.predict(records, split=split, organ=organ, known=modalities)
+                key = f"{hospital.entry.name}/{split}/{organ}"
+                arrays[f"{key}/labels"], arrays[f"{key}/probabilities"] = labels, p
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
+
+
+# --- running jobs side by side ------------------------------------------------------------------------------------
+
+_events: Any = None
+_stop: Any = None
+
+
+def _start_worker(events: Any, stop: Any) -> None:
+    """In a worker: the main process alone hears Ctrl-C; a worker stops between two sites."""
+    global _events, _stop
+    _events, _stop = events, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _relay(event: Event) -> None:
+    if _stop.is_set():
+        raise Stopped
+    _events.put(event)
+
+
+def _work(batch: list[Job], hospitals: Sequence[Hospital], run_dir: Path) -> list[dict[str, Any]]:
+    return [run_job(job, hospitals, run_dir, _relay) for job in batch]  # type: ignore[arg-type]
+
+
+def run_all(config: Config, hospitals: Sequence[Hospital], run_dir: Path, progress: Progress) -> dict[str, dict[str, Any]]:
+    """Every job, in `engine.workers` processes; model name -> what `run_job` returns. Ctrl-C raises Stopped."""
+    batches = jobs(config, hospitals)
+    if config.engine.workers == 1 or len(batches) == 1 or config.engine.kind == "ray":
+        done = [run_job(job, hospitals, run_dir, progress) for batch in batches for job in batch]
+        return {d["model"]: d for d in done}
+    context = multiprocessing.get_context("spawn")
+    events, stop = context.Queue(), context.Event()
+    results: dict[str, dict[str, Any]] = {}
+    with ProcessPoolExecutor(
+        min(config.engine.workers, len(batches)), context, _start_worker, (events, stop)
+    ) as pool:
+        running: set[Future[list[dict[str, Any]]]] = {pool.submit(_work, b, hospitals, run_dir) for b in batches}
+        try:
+            while running:
+                for event in _drain(events):
+                    progress(event)
+                done_now, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in done_now:
+                    results |= {d["model"]: d for d in future.result()}
+            for event in _drain(events):
+                progress(event)
+        except BaseException:
+            stop.set()
+            for future in running:
+                future.cancel()
+            raise
+    return results
+
+
+def _drain(events: Any) -> Iterator[Event]:
+    while True:
+        try:
+            yield events.get_nowait()
+        except queues.Empty:
+            return
+
+
+def load_predictions(run_dir: Path, model: str) -> dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]]:
+    """(hospital, split, organ) -> (labels, probabilities)."""
+    with np.load(run_dir / "predictions" / f"{model}.npz", allow_pickle=False) as z:
+        names = {k.rsplit("/", 1)[0] for k in z.files}
+        return {tuple(n.split("/")): (z[f"{n}/labels"], z[f"{n}/probabilities"]) for n in sorted(names)}  # type: ignore[misc]
+
+

@@ -1,0 +1,166 @@
+"""A whole run: data, virtual hospitals, federation, baselines, comparison on three test sets, summary and report.
+
+In: a Config. Out: the run's folder (config.yaml, metrics.jsonl, checkpoints/, predictions/, summary.json, report.html).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from client.site import SiteEntry
+from configs import from_dict, load_vocabulary
+from configs.schema import Config, ConfigError
+from medmap_model.vocabulary import Vocabulary
+from server.checkpoint import write_json
+from server.progress import Event, Progress, TensorBoard
+from simulation.comparison import compare
+from simulation.conditions import Hospital, run_all
+
+
+def run(config: Config, progress: Progress) -> Path:
+    """Run the experiment, or go on with the one in `config.resume`. Returns the run's folder."""
+    begun = time.monotonic()
+    run_dir, config = _open_folder(config, progress)
+    vocabulary = load_vocabulary(config.data.vocabulary)
+    hospitals, data = prepare_data(config, vocabulary, run_dir, progress)
+    generated = time.monotonic()
+    with TensorBoard(run_dir) as board:
+        results = run_all(config, hospitals, run_dir, lambda event: (progress(event), board(event))[0])
+    trained = time.monotonic()
+    progress(Event("message", "run", text="comparing the models on every test set"))
+    federated = results["federated"]
+    timing = {"generate_s": generated - begun, **federated["timing"]}
+    summary: dict[str, Any] = {
+        "schema_version": 1,
+        "status": "completed",
+        "seed": config.seed,
+        "engine": config.engine.kind,
+        "machine": {"system": platform.system(), "python": platform.python_version(), "device": federated["device"]},
+        "data": data,
+        "sites": federated["sites"],
+        "model": federated["description"],
+        "stages": federated["stages"],
+        "baseline_stages": {m: r["stages"] for m, r in results.items() if m != "federated"},
+        **compare(run_dir, list(results), hospitals, vocabulary, bootstrap=config.bootstrap, seed=config.seed),
+        "privacy": None,
+        "participation": federated["participation"],
+        "communication": federated["communication"],
+        "peak_memory_mb": max(r["peak_memory_mb"] for r in results.values()),
+        "timing": timing,
+    }
+    summary["timing"] |= {"conditions_s": trained - generated, "report_s": 0.0, "wall_s": time.monotonic() - begun}
+    write_json(run_dir / "summary.json", summary)
+    from server.report import write_report
+
+    reporting = time.monotonic()
+    write_report(run_dir)
+    # The report cannot hold the time it took itself; the summary can.
+    summary["timing"] |= {"report_s": time.monotonic() - reporting, "wall_s": time.monotonic() - begun}
+    write_json(run_dir / "summary.json", summary)
+    return run_dir
+
+
+def _open_folder(config: Config, progress: Progress) -> tuple[Path, Config]:
+    """The run's folder with its config.yaml. A folder that already holds a run is moved aside, never overwritten."""
+    import yaml
+
+    if config.resume:
+        run_dir = Path(config.resume).absolute()
+        saved = run_dir / "config.yaml"
+        if not saved.is_file():
+            raise ConfigError(f"resume={config.resume}: there is no run in that folder (no config.yaml)")
+        resumed = from_dict(yaml.safe_load(saved.read_text(encoding="utf-8")))
+        return run_dir, replace(resumed, engine=config.engine)
+    run_dir = Path(config.output_dir).absolute()
+    if (run_dir / "config.yaml").exists():
+        number = 1
+        while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+            number += 1
+        run_dir.rename(aside)
+        unfinished = not (aside / "summary.json").exists()
+        hint = f"; to go on with it instead: medmap-sim resume={aside}" if unfinished else ""
+        progress(Event("message", "run", text=f"{run_dir.name} held a run: moved to {aside.name}{hint}"))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+    return run_dir, config
+
+
+def data_folder(config: Config, name: str, content: object) -> Path:
+    """Where generated or fetched data lie: below `data.folder`, or outputs/data, named by what is in them."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    return Path(config.data.folder or "outputs/data").absolute() / f"{name}-{digest}"
+
+
+def prepare_data(
+    config: Config, vocabulary: Vocabulary, run_dir: Path, progress: Progress
+) -> tuple[list[Hospital], dict[str, Any]]:
+    """The hospitals of the run, their data on disk, and what `summary.json` says of the data."""
+    if config.data.kind == "manifest":
+        return _from_manifest(config, vocabulary, run_dir)
+    hospitals, note = _phantom(config, vocabulary, progress)
+    difficulty = asdict(config.data.phantom) if config.data.kind == "phantom" else {}
+    difficulty.pop("workers", None)
+    if config.data.kind == "real":
+        from simulation import real
+
+        folder = Path(config.data.folder or "outputs/data").absolute() / "real"
+        fetched = real.fetch(folder, vocabulary, progress=lambda text: progress(Event("message", "run", text=text)))
+        hospitals = [
+            *(Hospital(SiteEntry(r["name"], (Path(r["manifest"]),)), external=False) for r in fetched),
+            *hospitals,
+        ]
+        note = "Real scans at " + ", ".join(r["name"] for r in fetched) + "; phantom elsewhere. It proves the path, not accuracy."
+    return hospitals, {"kind": config.data.kind, "note": note, "difficulty": difficulty}
+
+
+def _phantom(config: Config, vocabulary: Vocabulary, progress: Progress) -> tuple[list[Hospital], str]:
+    from simulation.phantom import generate
+    from simulation.sites import plan_sites
+
+    specs = plan_sites(config.sites, vocabulary, seed=config.seed)
+    phantom = asdict(config.data.phantom)
+    phantom.pop("workers")
+    folder = data_folder(config, "phantom", [asdict(config.sites), phantom, vocabulary.hash, config.seed])
+
+    def tell(done: int, total: int) -> None:
+        progress(Event("message", "run", text="simulating patients", done=done, total=total))
+
+    generate(specs, config.data.phantom, vocabulary, folder, seed=config.seed, progress=tell)
+    hospitals = [Hospital(SiteEntry(s.name, (folder / s.name / "manifest.csv",)), s.external) for s in specs]
+    return hospitals, "Simulated patients (phantom): these results say nothing about real patients."
+
+
+def _from_manifest(config: Config, vocabulary: Vocabulary, run_dir: Path) -> tuple[list[Hospital], dict[str, Any]]:
+    import csv
+
+    from client.manifest import read_manifest
+    from simulation.sites import partition_manifest
+
+    if not config.data.manifest:
+        raise ConfigError("data.kind=manifest needs data.manifest=PATH: a CSV with one row per volume")
+    path = Path(config.data.manifest).absolute()
+    read_manifest(path, vocabulary)
+    with path.open(newline="", encoding="utf-8-sig") as f:
+        rows = [dict(r) for r in csv.DictReader(f)]
+    hospitals = []
+    for name, mine in partition_manifest(rows, config.sites, vocabulary, seed=config.seed).items():
+        target = run_dir / "sites" / name / "manifest.csv"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for row in mine:
+            for column in ("image", "mask"):
+                if row.get(column):
+                    row[column] = str((path.parent / row[column]).absolute())
+        with target.open("w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, list(mine[0]))
+            writer.writeheader()
+            writer.writerows(mine)
+        external = name == (config.sites.external_site or "external")
+        hospitals.append(Hospital(SiteEntry(name, (target,)), external))
+    return hospitals, {"kind": "manifest", "note": f"Patients of {path.name}, in simulated hospitals.", "difficulty": {}}
