@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import SType
 
 from medmap_model import contract
 from medmap_model.contract import Task
@@ -72,7 +73,7 @@ def _site(context: Context):  # type: ignore[no-untyped-def]
 
 def _vectors(msg: Message) -> dict:
     record = msg.content[contract.ARRAYS]
-    return {str(k): v.numpy() for k, v in record.items()}  # type: ignore[union-attr]
+    return {str(k): contract.decode_vector(v.data) for k, v in record.items()}  # type: ignore[union-attr]
 
 
 def _task(msg: Message) -> Task:
@@ -94,7 +95,9 @@ def train(msg: Message, context: Context) -> RecordDict:
     vectors, figures = _site(context).train(_vectors(msg), _task(msg))
     return RecordDict(
         {
-            contract.ARRAYS: ArrayRecord({g: Array.from_numpy_ndarray(v) for g, v in vectors.items()}),
+            contract.ARRAYS: ArrayRecord(
+                {g: Array("float32", v.shape, SType.NUMPY, contract.encode_vector(v)) for g, v in vectors.items()}
+            ),
             contract.METRICS_RECORD: MetricRecord(figures.known()),
         }
     )

@@ -1,8 +1,9 @@
-"""NIfTI headers in, voxel grids out: shape (X, Y, Z), affine (4, 4) in mm, and whether a study's grids belong together."""
+"""NIfTI headers in, voxel grids out: shape (X, Y, Z), affine (4, 4) in mm; and which of a study belong together."""
 
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from functools import cached_property
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from client.manifest import Study
@@ -17,7 +19,9 @@ from client.problems import Problem
 
 HEADER_BYTES = 4096  # the start of a file, packed or not, that holds its header
 _OVERLAP = 0.5  # share of the smaller field of view that must lie in the study's
-_SIZES = 8.0  # factor between the smallest and the largest field of view of a study
+_SIZES = 8.0  # largest factor between two fields of view of a study, by volume
+
+Points = NDArray[np.float64]
 
 
 class VolumeError(ValueError):
@@ -38,33 +42,38 @@ class Finding:
 
     def at(self, study: Study) -> Problem:
         """The same, with the place in the manifest and the file's name."""
-        mask = self.slot == "mask"
-        path = study.mask if mask else study.images[self.slot]
-        row = min(study.rows.values(), default=None) if mask else study.rows.get(self.slot)
-        return Problem(row, "mask" if mask else "image", f"{path}: {self.problem}", self.remedy)
+        if self.slot == "mask":
+            row = min(study.rows.values(), default=None)
+            return Problem(row, "mask", f"{study.mask}: {self.problem}", self.remedy)
+        row = study.rows.get(self.slot)
+        return Problem(row, "image", f"{study.images[self.slot]}: {self.problem}", self.remedy)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of a volume lie: `affine` maps indices to scanner millimetres (RAS+)."""
+    """Where the voxels of a volume lie: `affine` maps indices to scanner millimetres (RAS+).
 
-    shape: tuple[int, int, int]
-    affine: NDArray[np.float64]
+    `header` is nibabel's, of a volume as it is on disk: where its voxels start, and how they are coded.
+    """
+
+    shape: tuple[int, ...]
+    affine: Points
+    header: nib.Nifti1Header | None = None
 
     @cached_property
-    def spacing_mm(self) -> NDArray[np.float64]:
+    def spacing_mm(self) -> Points:
         """Voxel size along each index axis, (3,)."""
         return np.sqrt((self.affine[:3, :3] ** 2).sum(0))
 
     @cached_property
-    def box_mm(self) -> NDArray[np.float64]:
+    def box_mm(self) -> Points:
         """Lower and upper corner of the field of view, edges of the outermost voxels, (2, 3)."""
-        far = np.array(self.shape) - 0.5
-        corners = np.array(np.meshgrid(*((-0.5, f) for f in far), indexing="ij")).reshape(3, 8)
-        points = self.affine[:3, :3] @ corners + self.affine[:3, 3:]
-        return np.stack([points.min(1), points.max(1)])
+        ends = self.affine[:3, :3] * (np.array(self.shape) / 2)
+        middle = self.to_mm((np.array(self.shape) - 1) / 2)
+        reach = np.abs(ends).sum(1)
+        return np.stack([middle - reach, middle + reach])
 
-    def to_mm(self, index: NDArray[np.float64]) -> NDArray[np.float64]:
+    def to_mm(self, index: Points) -> Points:
         """Millimetres of a voxel index, (3,)."""
         return self.affine[:3, :3] @ index + self.affine[:3, 3]
 
@@ -88,57 +97,73 @@ def read_grid(raw: bytes) -> Grid:
     """The grid of a file's content, or of its first HEADER_BYTES, packed or not. Raises VolumeError."""
     if not raw:
         raise VolumeError("The file is empty", "Copy or export it again")
-    head = raw
+    head = raw[:HEADER_BYTES]
     if raw[:2] == b"\x1f\x8b":
         try:
-            head = zlib.decompressobj(31).decompress(raw, HEADER_BYTES)
+            head = zlib.decompressobj(31).decompress(head, HEADER_BYTES)
         except zlib.error:
             raise VolumeError("The gzip file is damaged", "Copy or export it again") from None
-    kind = next((k for k in (nib.Nifti1Header, nib.Nifti2Header) if _starts(k, head)), None)
-    if kind is None:
+    header = _header(head)
+    if header is None:
         if head[128:132] == b"DICM":
             raise VolumeError("It is a DICOM file", "Convert the series: dcm2niix -z y -o OUT FOLDER")
         raise VolumeError("It is not a NIfTI image", "Export it as .nii.gz, or correct the path")
     try:
-        header = kind(head[: kind.sizeof_hdr], check=False)
-        shape, dtype, affine = header.get_data_shape(), header.get_data_dtype(), header.get_best_affine()
-    except (nib.spatialimages.HeaderDataError, ValueError):
+        return _checked(header)
+    except (HeaderDataError, ValueError) as error:
+        if isinstance(error, VolumeError):
+            raise
         raise VolumeError("Its header makes no sense", "Export it again") from None
-    return _checked(tuple(int(n) for n in shape), dtype, np.asarray(affine, np.float64))
 
 
-def _starts(kind: type, head: bytes) -> bool:
-    """Whether the bytes start with this kind of header, with the voxels in the same file."""
-    size = kind.sizeof_hdr  # type: ignore[attr-defined]
-    magic = head[344:347] if size == 348 else head[4:7]
-    return head[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")) and magic in (b"n+1", b"n+2")
+def read_voxels(raw: bytes, grid: Grid) -> NDArray[np.float32]:
+    """The scaled voxels of a file's content, (X, Y, Z) in the file's order. Raises VolumeError."""
+    content, header = inflate(raw), grid.header
+    assert header is not None  # the grid is read from this file
+    dtype, start, count = header.get_data_dtype(), int(header.get_data_offset()), math.prod(grid.shape)
+    if len(content) < start + count * dtype.itemsize:
+        problem = "It holds fewer voxels than its header says (truncated)"
+        raise VolumeError(problem, "Copy or export it again")
+    data = np.frombuffer(content, dtype, count, start).astype(np.float32).reshape(grid.shape, order="F")
+    slope, intercept = header.get_slope_inter()
+    if slope not in (None, 1) or intercept not in (None, 0):
+        data = data * np.float32(slope or 1) + np.float32(intercept or 0)
+    bad = count - int(np.isfinite(data).sum())
+    if bad:
+        remedy = "Replace them, e.g. by 0 (numpy.nan_to_num), or export it again"
+        raise VolumeError(f"{bad} of its {count} voxels are NaN or infinite", remedy)
+    return data
 
 
-def _checked(shape: tuple[int, ...], dtype: np.dtype, affine: NDArray[np.float64]) -> Grid:
+def _header(head: bytes) -> nib.Nifti1Header | None:
+    """nibabel's header of unpacked content with header and voxels in one file; None where it is not NIfTI."""
+    for kind, magic in ((nib.Nifti1Header, head[344:347]), (nib.Nifti2Header, head[4:7])):
+        size = kind.sizeof_hdr
+        either = (size.to_bytes(4, "little"), size.to_bytes(4, "big"))
+        if len(head) >= size and magic in (b"n+1", b"n+2") and head[:4] in either:
+            return kind(head[:size], check=False)
+    return None
+
+
+def _checked(header: nib.Nifti1Header) -> Grid:
+    shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
+    affine = np.asarray(header.get_best_affine(), np.float64)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
+    voxels = " x ".join(map(str, shape))
     if dtype.kind not in "iuf":
-        raise VolumeError(
-            f"Its voxels are {'complex' if dtype.kind == 'c' else 'colours'}", "Export magnitudes"
-        )
+        raise VolumeError(f"Its voxels are no numbers ({dtype})", "Export magnitude images")
     if len(shape) > 3:
-        size = " x ".join(map(str, shape))
-        raise VolumeError(
-            f"It has {len(shape)} dimensions ({size})", "Split it: one 3-D file and one row per volume"
-        )
+        remedy = "Split it into 3-D files, one row each"
+        raise VolumeError(f"It has {len(shape)} dimensions ({voxels})", remedy)
     if len(shape) < 3 or min(shape) < 2:
-        raise VolumeError(
-            f"It is no volume: {' x '.join(map(str, shape))} voxels", "Give the whole 3-D series"
-        )
-    grid = Grid((shape[0], shape[1], shape[2]), affine)
-    if (
-        not np.isfinite(affine).all()
-        or not (0.01 <= grid.spacing_mm).all()
-        or not (grid.spacing_mm <= 100).all()
-    ):
-        size = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
+        raise VolumeError(f"It is not a volume ({voxels} voxels)", "Give the whole 3-D series")
+    grid = Grid(shape, affine, header)
+    sizes = grid.spacing_mm
+    if not (np.isfinite(affine).all() and sizes.min() >= 0.01 and sizes.max() <= 100):
+        size = " x ".join(f"{s:.3g}" for s in sizes)
         raise VolumeError(f"Its affine gives voxels of {size} mm", "Export it again with its geometry")
-    if abs(np.linalg.det(affine[:3, :3] / grid.spacing_mm)) < 0.1:
+    if abs(np.linalg.det(affine[:3, :3] / sizes)) < 0.1:
         raise VolumeError("Its affine maps two axes onto one", "Export it again with its geometry")
     return grid
 
@@ -146,60 +171,59 @@ def _checked(shape: tuple[int, ...], dtype: np.dtype, affine: NDArray[np.float64
 def study_grids(
     images: Mapping[str, bytes], mask: bytes | None, findings: list[Finding]
 ) -> tuple[dict[str, Grid], Grid | None]:
-    """(modality -> grid, the study's reference first; the mask's grid) of what belongs together; the rest is found bad."""
+    """What belongs together: modality -> grid, the study's reference first, and the mask's grid.
+
+    What is bad is left out and appended to `findings`.
+    """
     grids: dict[str, Grid] = {}
-    mask_grid = None
-    for slot, raw in [*images.items(), *([("mask", mask)] if mask is not None else [])]:
+    for slot, raw in (images if mask is None else {**images, "mask": mask}).items():
         try:
-            grid = read_grid(raw)
+            grids[slot] = read_grid(raw)
         except VolumeError as error:
             findings.append(Finding(slot, error.problem, error.remedy))
-            continue
-        if slot == "mask":
-            mask_grid = grid
-        else:
-            grids[slot] = grid
+    mask_grid = grids.pop("mask", None)
     grids = _agreeing(grids, findings)
     if mask_grid and grids and not any(_same_view(mask_grid, grid) for grid in grids.values()):
         slot, grid = next(iter(grids.items()))
-        problem = f"The mask ({mask_grid}) covers another field of view than {slot} ({grid}) and the study's other volumes"
-        findings.append(
-            Finding(
-                "mask", problem, "Resample it to one of the study's volumes, or give it that volume's affine"
-            )
-        )
+        problem = f"The mask covers {mask_grid} elsewhere than {slot} ({grid}) and the study's other volumes"
+        remedy = "Resample it to a volume of its study, or give it that volume's affine"
+        findings.append(Finding("mask", problem, remedy))
         mask_grid = None
     return grids, mask_grid
 
 
 def _agreeing(grids: dict[str, Grid], findings: list[Finding]) -> dict[str, Grid]:
-    """The volumes that see the same body region as the one with most in common with all others, that one first."""
-    if len(grids) < 2:
+    """The volumes that see what the one sees that has most in common with all others; that one first."""
+    boxes = {slot: grid.box_mm for slot, grid in grids.items()}
+    reference = next(iter(grids), "")
+    if len(boxes) < 2 or all(np.array_equal(box, boxes[reference]) for box in boxes.values()):
         return grids
-    common = {a: sum(_overlap(grids[a], other)[1] for other in grids.values()) for a in grids}
+    common = {a: sum(_overlap(boxes[a], box)[1] for box in boxes.values()) for a in grids}
     reference = max(grids, key=lambda slot: round(common[slot], 6))  # of equals, the first
     kept = {reference: grids[reference]}
     for slot, grid in grids.items():
-        inside, _ = _overlap(grid, kept[reference])
-        sizes = [float(np.prod(g.box_mm[1] - g.box_mm[0])) for g in (grid, kept[reference])]
-        if inside >= _OVERLAP and max(sizes) <= _SIZES * min(sizes):
+        inside, _ = _overlap(boxes[slot], boxes[reference])
+        factor = _volume(boxes[slot]) / _volume(boxes[reference])
+        if inside >= _OVERLAP and 1 / _SIZES <= factor <= _SIZES:
             kept[slot] = grid
             continue
-        problem = f"Its field of view ({grid}) is not that of {reference} ({kept[reference]}): {inside:.0%} lie in it"
-        findings.append(
-            Finding(slot, problem, "Register it to the study's other volumes, or correct its affine")
-        )
+        problem = f"It shows {grid}, {reference} of the same study {grids[reference]}, {inside:.0%} in common"
+        remedy = "Register it to the study's other volumes, or correct its affine"
+        findings.append(Finding(slot, problem, remedy))
     return kept
 
 
-def _overlap(a: Grid, b: Grid) -> tuple[float, float]:
-    """Shared volume of two fields of view over the smaller one's, and over their union's."""
-    edges = np.minimum(a.box_mm[1], b.box_mm[1]) - np.maximum(a.box_mm[0], b.box_mm[0])
-    shared = float(np.prod(edges.clip(0)))
-    sizes = [float(np.prod(g.box_mm[1] - g.box_mm[0])) for g in (a, b)]
-    return shared / min(sizes), shared / (sum(sizes) - shared)
+def _volume(box: Points) -> float:
+    return float(np.prod(box[1] - box[0]))
+
+
+def _overlap(a: Points, b: Points) -> tuple[float, float]:
+    """Shared volume of two boxes over the smaller one's, and over their union's."""
+    shared = float(np.prod((np.minimum(a[1], b[1]) - np.maximum(a[0], b[0])).clip(0)))
+    return shared / min(_volume(a), _volume(b)), shared / (_volume(a) + _volume(b) - shared)
 
 
 def _same_view(a: Grid, b: Grid) -> bool:
     """Whether two boxes agree to half a voxel of the coarser grid."""
-    return bool(np.abs(a.box_mm - b.box_mm).max() <= 0.5 * max(a.spacing_mm.max(), b.spacing_mm.max()) + 1e-3)
+    tolerance = 0.5 * max(a.spacing_mm.max(), b.spacing_mm.max()) + 1e-3
+    return bool(np.abs(a.box_mm - b.box_mm).max() <= tolerance)

@@ -63,9 +63,7 @@ def read_manifest(path: Path, vocabulary: Vocabulary, *, check_files: bool = Tru
     return manifest
 
 
-def scan_manifest(
-    path: Path, vocabulary: Vocabulary, *, check_files: bool = True
-) -> tuple[Manifest, list[Problem]]:
+def scan_manifest(path: Path, vocabulary: Vocabulary, *, check_files: bool = True) -> tuple[Manifest, list[Problem]]:
     """The sound part of a manifest, and every problem. Raises ManifestError where no row can be understood."""
     path, problems = Path(path), list[Problem]()
     try:
@@ -99,11 +97,7 @@ def _check_header(header: list[str], problems: list[Problem]) -> bool:
     missing = [name for name in REQUIRED if name not in header]
     for name in missing:
         close = difflib.get_close_matches(name, spare, n=1, cutoff=0.6)
-        remedy = (
-            f"Rename {close[0]} to {name}"
-            if close
-            else f"Add it; columns found: {', '.join(header) or 'none'}"
-        )
+        remedy = f"Rename {close[0]} to {name}" if close else f"Add it; columns found: {', '.join(header) or 'none'}"
         problems.append(Problem(1, name, "The column is missing", remedy))
     for name in dict.fromkeys(header):
         if name in REQUIRED + OPTIONAL and header.count(name) > 1:
@@ -137,9 +131,7 @@ class _Reader:
         """Check one row and file it under its study."""
         if len(cells) < self.width or any(cells[self.width :]):
             problem = f"The row has {len(cells)} cells, the header {self.width}"
-            self.say(
-                row, None, problem, "Quote texts that contain a separator or a line break; keep empty cells"
-            )
+            self.say(row, None, problem, "Quote texts that contain a separator or a line break; keep empty cells")
             return
         cell = {name: cells[i].strip() for name, i in self.where.items()}
         empty = [name for name in REQUIRED if not cell[name]]
@@ -156,26 +148,23 @@ class _Reader:
             cell["split"] = ""
         image = self.path(row, "image", cell["image"]) if cell["image"] else None
         mask = self.path(row, "mask", cell["mask"]) if cell.get("mask") else None
-        if organ and image and not empty:
+        if organ and image and not empty and organ in self.owners.get(cell["modality"], ()):
             cell["organ"], cell["mask"] = organ, str(mask or "")
             self.file(row, (cell["patient_id"], cell["study_id"]), cell, image)
 
     def organ(self, row: int, name: str, modality: str) -> str | None:
-        """The row's organ, inferred from a modality that only one organ has; None where something is wrong."""
+        """The row's organ, inferred from a modality that only one organ has; None where it cannot be told."""
         organs, owners = self.vocabulary.organs, self.owners.get(modality, [])
         if name and name not in organs:
-            self.say(
-                row, "organ", f"'{name}' is not an organ of this vocabulary", nearest(name, tuple(organs))
-            )
-        elif modality and name not in owners and (name or not owners):
+            self.say(row, "organ", f"'{name}' is not an organ of this vocabulary", nearest(name, tuple(organs)))
+            return None
+        if modality and (name not in owners if name else not owners):
             whose = f"of the {name}" if name else "of this vocabulary"
             choices = organs[name].modalities if name else self.vocabulary.modalities
             self.say(row, "modality", f"'{modality}' is not a modality {whose}", nearest(modality, choices))
         elif not name and len(owners) > 1:
             self.say(row, "organ", f"{modality} belongs to {' and '.join(owners)}", "Name the organ")
-        elif modality:
-            return name or owners[0]
-        return None
+        return name or (owners[0] if len(owners) == 1 else None)
 
     def path(self, row: int, column: str, name: str) -> Path | None:
         path = os.path.join(self.folder, name)
@@ -203,9 +192,7 @@ class _Reader:
                 self.say(row, name, f"{who} has another {name} in row {first[1]}", remedy)
         for name in ("split", "site"):
             if (value := cell.get(name)) and (first := patient.setdefault(name, (value, row)))[0] != value:
-                problem = (
-                    f"Patient {key[0]} is in {name} {value}, but in {first[0]} in row {first[1]} (leakage)"
-                )
+                problem = f"Patient {key[0]} is in {name} {value}, but in {first[0]} in row {first[1]} (leakage)"
                 self.say(row, name, problem, f"Keep a patient in one {name}, or give two people two ids")
         if (slot := images.setdefault(cell["modality"], (image, row)))[1] != row:
             problem = f"{who} has {cell['modality']} in row {slot[1]} already"
@@ -226,9 +213,7 @@ class _Reader:
             if divided and "split" not in person and patient not in told:
                 told.add(patient)
                 remedy = "Fill it in, or leave the whole column empty for a 70/10/20 split by patient"
-                self.say(
-                    min(rows.values()), "split", f"Patient {patient} has no split, but others have", remedy
-                )
+                self.say(min(rows.values()), "split", f"Patient {patient} has no split, but others have", remedy)
             studies.append(
                 Study(
                     patient_id=patient,

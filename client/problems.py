@@ -6,6 +6,7 @@ Problems name patients and files: they are for the hospital's own screen and log
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,8 @@ class DataError(ValueError):
         super().__init__("\n".join([summary, *(f"  {p}" for p in self.problems)]))
 
 
-def nearest(name: str, choices: Sequence[str]) -> str:
+@functools.lru_cache  # one wrong name usually stands in thousands of rows
+def nearest(name: str, choices: tuple[str, ...]) -> str:
     """Advice for a name that is not among the choices."""
     folded = {c.casefold(): c for c in reversed(choices)}
     close = difflib.get_close_matches(name.casefold(), list(folded), n=2, cutoff=_NEAREST)

@@ -43,7 +43,9 @@ def read_sites(path: Path) -> list[SiteEntry]:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [SiteEntry(r["name"], tuple(path.parent / m for m in r["manifests"])) for r in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SiteError("data", f"{path} is not a sites file ({type(error).__name__}); `medmap-sim phantom` writes one") from None
+        raise SiteError(
+            "data", f"{path} is not a sites file ({type(error).__name__}); `medmap-sim phantom` writes one"
+        ) from None
 
 
 @functools.lru_cache(maxsize=2)

@@ -129,9 +129,12 @@ class Trainer:
         mean = torch.zeros((), device=self.device)
         for part in _micro_batches(batch, settings.micro_batch):
             loss = self.loss(part.to(self.device, non_blocking=True), stage, progress) * (len(part) / len(batch))
-            loss.backward()
+            if loss.requires_grad:  # not so when no patient of the part has a label or a report
+                loss.backward()
             mean += loss.detach()
         used = [(p, i) for i, p in enumerate(parameters) if p.grad is not None]
+        if not used:
+            return mean
         if anchors:  # FedProx (Li et al. 2020, eq. 2): gradient of mu/2 * |w - w_global|^2
             for p, i in used:
                 p.grad.add_(p.detach() - anchors[i], alpha=self.config.strategy.proximal_mu)  # type: ignore[union-attr]
@@ -194,7 +197,9 @@ class Trainer:
                 labels.append(batch.label.cpu().numpy())
                 probabilities.append(p.numpy())
         if not labels:
-            return np.zeros(0, np.int64), np.zeros((0, len(self.model.vocabulary.organs[organ].abnormalities)), np.float32)
+            return np.zeros(0, np.int64), np.zeros(
+                (0, len(self.model.vocabulary.organs[organ].abnormalities)), np.float32
+            )
         return np.concatenate(labels), np.concatenate(probabilities)
 
     def _batches(self, records: SiteRecords, settings: OptimConfig, *, seed: int) -> Iterator[Batch]:

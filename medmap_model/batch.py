@@ -39,7 +39,5 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for asynchronous copies to a GPU."""
-        pinned = {
-            k: getattr(self, k).pin_memory() for k in ("volumes", "present", "label", "report", "has_report")
-        }
+        pinned = {k: getattr(self, k).pin_memory() for k in ("volumes", "present", "label", "report", "has_report")}
         return replace(self, **pinned)

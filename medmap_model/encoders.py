@@ -133,8 +133,7 @@ def refuse_running_statistics(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         tracks = (
-            isinstance(module, nn.modules.batchnorm._BatchNorm)
-            or getattr(module, "running_mean", None) is not None
+            isinstance(module, nn.modules.batchnorm._BatchNorm) or getattr(module, "running_mean", None) is not None
         )
         if tracks:
             raise ModelError(

@@ -10,9 +10,7 @@ from scipy.stats import rankdata
 _METRICS = ("auroc", "balanced_accuracy", "macro_f1")
 
 
-def scores(
-    labels: np.ndarray, probabilities: np.ndarray, *, bootstrap: int = 0, seed: int = 0
-) -> dict[str, Any]:
+def scores(labels: np.ndarray, probabilities: np.ndarray, *, bootstrap: int = 0, seed: int = 0) -> dict[str, Any]:
     """AUROC, balanced accuracy, macro F1 and n; each score None where it is undefined (fewer than two classes).
 
     labels: (N,) int, -1 (unknown) is left out. probabilities: (N, C). AUROC is class 1's for C = 2, else the mean
@@ -24,9 +22,7 @@ def scores(
     known = labels >= 0
     y, p = labels[known].astype(np.int64), probabilities[known]
     if not np.isfinite(p).all():
-        raise ValueError(
-            f"{(~np.isfinite(p).all(1)).sum()} of {len(p)} predictions are not finite: training diverged"
-        )
+        raise ValueError(f"{(~np.isfinite(p).all(1)).sum()} of {len(p)} predictions are not finite: training diverged")
     result: dict[str, Any] = dict.fromkeys(_METRICS) | {"n": len(y)}
     if bootstrap > 0:
         result |= dict.fromkeys(f"{m}_ci" for m in _METRICS)

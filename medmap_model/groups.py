@@ -84,9 +84,7 @@ def unpack(model: nn.Module, vectors: Mapping[str, np.ndarray]) -> None:
                 start += shape.numel()
 
 
-def owned(
-    vocabulary: Vocabulary, volumes: Mapping[str, int], studies: Mapping[str, int], stage: str
-) -> dict[str, int]:
+def owned(vocabulary: Vocabulary, volumes: Mapping[str, int], studies: Mapping[str, int], stage: str) -> dict[str, int]:
     """The groups that a site trains in a stage, with their weight in the average.
 
     volumes: training volumes per modality; studies: training studies per organ. Encoders and projections weigh by
@@ -95,9 +93,7 @@ def owned(
     if stage not in ("pretrain", "finetune"):
         raise GroupError(f"stage {stage} is not known: pretrain or finetune")
     total = sum(studies.get(o, 0) for o in vocabulary.organs)
-    weights = {
-        f"{kind}/{m}": volumes.get(m, 0) for kind in ("encoder", "projection") for m in vocabulary.modalities
-    }
+    weights = {f"{kind}/{m}": volumes.get(m, 0) for kind in ("encoder", "projection") for m in vocabulary.modalities}
     weights["text_projection"] = total
     if stage == "finetune":
         weights["fusion"] = total

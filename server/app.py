@@ -17,7 +17,15 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 app = ServerApp()
 
 
-def federate(grid: Grid, config_json: str, *, folder: Path, condition: str = "federated", sites: int | None = None, progress=None):  # type: ignore[no-untyped-def]
+def federate(
+    grid: Grid,
+    config_json: str,
+    *,
+    folder: Path,
+    condition: str = "federated",
+    sites: int | None = None,
+    progress=None,
+):  # type: ignore[no-untyped-def]
     """Run both stages over a grid; returns the finished `Federation` (weights, state, history).
 
     folder: receives `checkpoints/` and `metrics.jsonl`; a checkpoint in it is resumed from.
@@ -56,7 +64,9 @@ def main(grid: Grid, context: Context) -> None:
 
     values = context.run_config
     overrides = [o for o in str(values.get("overrides", "")).split() if o]
-    config_json = str(values.get("config") or to_json(load([f"experiment={values.get('experiment', 'flower')}", *overrides])))
+    config_json = str(
+        values.get("config") or to_json(load([f"experiment={values.get('experiment', 'flower')}", *overrides]))
+    )
     config = from_json(config_json)
     folder = Path(str(values.get("output-dir") or config.output_dir)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +76,13 @@ def main(grid: Grid, context: Context) -> None:
         federation = federate(grid, config_json, folder=folder, sites=sites, progress=progress)
     write_json(
         folder / "summary.json",
-        {"schema_version": 1, "status": "completed", "seed": config.seed, "engine": "flower",
-         "stages": federation.stages(), "communication": federation.communication()},
+        {
+            "schema_version": 1,
+            "status": "completed",
+            "seed": config.seed,
+            "engine": "flower",
+            "stages": federation.stages(),
+            "communication": federation.communication(),
+        },
     )
     print(f"The federation is complete: {folder}")

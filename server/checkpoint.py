@@ -31,7 +31,7 @@ def to_tensors(vectors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, n
         at = 0
         for name, shape in parameters:
             n = math.prod(shape)
-            tensors[name] = np.ascontiguousarray(vectors[group][at : at + n].reshape(tuple(shape)))
+            tensors[name] = np.array(vectors[group][at : at + n].reshape(tuple(shape)))
             at += n
     return tensors
 

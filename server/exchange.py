@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import SType
 from flwr.serverapp import Grid
 
 from medmap_model import contract
@@ -19,7 +20,10 @@ class Broadcast:
     """The global model of one round, serialised once however many sites receive a part of it."""
 
     def __init__(self, vectors: Mapping[str, np.ndarray]) -> None:
-        self._arrays = {group: Array.from_numpy_ndarray(vector) for group, vector in vectors.items()}
+        self._arrays = {
+            group: Array("float32", vector.shape, SType.NUMPY, contract.encode_vector(vector))
+            for group, vector in vectors.items()
+        }
 
     def message(self, node: int, kind: str, groups: Iterable[str], task: Task) -> Message:
         """A `train` or `evaluate` message with those module groups."""
@@ -37,7 +41,9 @@ def query(node: int) -> Message:
     return Message(RecordDict(), dst_node_id=node, message_type="query", group_id="join")
 
 
-def collect(grid: Grid, messages: Iterable[Message], *, timeout_s: float, poll_s: float = 0.5) -> Iterator[tuple[int, Message]]:
+def collect(
+    grid: Grid, messages: Iterable[Message], *, timeout_s: float, poll_s: float = 0.5
+) -> Iterator[tuple[int, Message]]:
     """Send, then yield (node, reply) as each arrives, until all have or the time is up. A late reply is left behind."""
     messages = list(messages)
     nodes = [m.metadata.dst_node_id for m in messages]
@@ -82,8 +88,8 @@ def update(reply: Message) -> dict[str, np.ndarray]:
     if not isinstance(record, ArrayRecord):
         raise ValueError("the reply holds no arrays")
     try:
-        return {str(k): v.numpy() for k, v in record.items()}
-    except Exception as error:  # numpy raises many kinds for bytes that are not an array
+        return {str(k): contract.decode_vector(v.data) for k, v in record.items()}
+    except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"its arrays cannot be read ({type(error).__name__})") from None
 
 
@@ -91,5 +97,7 @@ def metrics(reply: Message) -> dict[str, float]:
     """The declared figures in a reply; anything else in it is ignored."""
     record: Any = reply.content.get(contract.METRICS_RECORD) or {}
     return {
-        k: float(record[k]) for k in contract.METRICS if isinstance(record.get(k), int | float) and np.isfinite(record[k])
+        k: float(record[k])
+        for k in contract.METRICS
+        if isinstance(record.get(k), int | float) and np.isfinite(record[k])
     }

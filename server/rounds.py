@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ class FederationError(RuntimeError):
 class State:
     """All that a round depends on besides the weights, and what has been seen so far. JSON-safe.
 
-    completed: rounds done over both stages; history: one dict per round (see `Federation._round`);
-    best: checkpoint with the lowest validation loss of the present stage; open: stages not yet ended.
+    completed: rounds done over both stages; best: checkpoint with the lowest validation loss of the present stage;
+    stale: rounds since; lines: rounds in metrics.jsonl; pending: the latest round's line, until the sites have validated
+    the model that it made (which rides on the next round's replies).
     """
 
     condition: str
@@ -47,7 +48,8 @@ class State:
     best_val_loss: float | None = None
     stale: int = 0
     finished: bool = False
-    history: list[dict[str, Any]] = field(default_factory=list)
+    lines: int = 0
+    pending: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,14 @@ class Federation:
         self.progress: Progress | None = progress
         self.expected = sites
         self.vectors, self.state = initial, State(condition)
+        self.history: list[dict[str, Any]] = []
         resumed = checkpoint.latest(folder / "checkpoints")
         if resumed is not None:
             self.vectors, saved = checkpoint.load(resumed, layout)
             if saved.get("condition") != condition:
                 raise FederationError(f"{resumed} is of '{saved.get('condition')}', not of '{condition}'")
             self.state = State(**saved)
+            self.history = self._read_history()
 
     def run(self) -> Vectors:
         """Both stages, from wherever the state stands. Returns the final global model."""
@@ -126,33 +130,41 @@ class Federation:
             else:
                 members.append(member)
         if len(members) < needed:
-            raise FederationError(f"{len(members)} of {wanted} sites may join, {needed} are needed: see the messages above")
+            raise FederationError(
+                f"{len(members)} of {wanted} sites may join, {needed} are needed: see the messages above"
+            )
         return sorted(members, key=lambda m: m.card.site)
 
     def stages(self) -> dict[str, Any]:
         """Per stage: rounds done and their curves, for `summary.json`."""
         curves = {}
         for stage in STAGES:
-            lines = [line for line in self.state.history if line["stage"] == stage]
-            curves[stage] = {"rounds": len(lines)} | {k: [x[k] for x in lines] for k in ("loss", "val_loss", "val_score")}
+            lines = [line for line in self.history if line["stage"] == stage]
+            curves[stage] = {"rounds": len(lines)} | {
+                k: [x[k] for x in lines] for k in ("loss", "val_loss", "val_score")
+            }
         return curves
 
     def communication(self) -> dict[str, Any]:
         """Bytes of parameters sent and received so far, in all and per module group."""
         per_group: dict[str, int] = {}
-        for line in self.state.history:
+        for line in self.history:
             for group, n in line["bytes_up_per_group"].items():
                 per_group[group] = per_group.get(group, 0) + n
         return {
-            "bytes_down": sum(line["bytes_down"] for line in self.state.history),
-            "bytes_up": sum(line["bytes_up"] for line in self.state.history),
+            "bytes_down": sum(line["bytes_down"] for line in self.history),
+            "bytes_up": sum(line["bytes_up"] for line in self.history),
             "bytes_full_model": sum(v.nbytes for v in self.vectors.values()),
             "per_group": per_group,
         }
 
     def _unfit(self, card: Card) -> str | None:
         """Why a site may not join, or None."""
-        ours = {"version": contract.VERSION, "vocabulary_hash": self.vocabulary.hash, "text_hash": self.text_hash}
+        ours = {
+            "version": contract.VERSION,
+            "vocabulary_hash": self.vocabulary.hash,
+            "text_hash": self.text_hash,
+        }
         for name, value in ours.items():
             if getattr(card, name) != value:
                 return f"its {name.replace('_', ' ')} is {getattr(card, name)}, the federation's is {value}"
@@ -231,32 +243,29 @@ class Federation:
         self.vectors = aggregator.result()
         self.state.round += 1
         self.state.completed += 1
-        self.state.history.append(
-            {
-                "condition": self.state.condition,
-                "stage": stage,
-                "round": self.state.round,
-                "rounds": settings.rounds,
-                "loss": _mean(replies, "loss", "studies"),
-                "val_loss": None,  # known when the sites have seen this round's model
-                "val_score": None,
-                "wall_s": round(time.monotonic() - begun, 4),
-                "bytes_down": sum(self.vectors[g].nbytes for gs in groups.values() for g in gs),
-                "bytes_up": sum(up.values()),
-                "bytes_up_per_group": dict(sorted(up.items())),
-                "sites": {s: dict(sorted(replies[s].items())) for s in sorted(replies)},
-                "returned": sorted(replies),
-                "missing": sorted(set(names.values()) - set(replies) - {r["site"] for r in refused}),
-                "refused": sorted(refused, key=lambda r: r["site"]),
-            }
-        )
-        self._tell("round_end", stage=stage, loss=self.state.history[-1]["loss"])
+        self.state.pending = {
+            "condition": self.state.condition,
+            "stage": stage,
+            "round": self.state.round,
+            "rounds": settings.rounds,
+            "loss": _mean(replies, "loss", "studies"),
+            "val_loss": None,  # known when the sites have seen this round's model
+            "val_score": None,
+            "wall_s": round(time.monotonic() - begun, 4),
+            "bytes_down": sum(self.vectors[g].nbytes for gs in groups.values() for g in gs),
+            "bytes_up": sum(up.values()),
+            "bytes_up_per_group": dict(sorted(up.items())),
+            "sites": {s: dict(sorted(replies[s].items())) for s in sorted(replies)},
+            "returned": sorted(replies),
+            "missing": sorted(set(names.values()) - set(replies) - {r["site"] for r in refused}),
+            "refused": sorted(refused, key=lambda r: r["site"]),
+        }
+        self._tell("round_end", stage=stage, loss=self.state.pending["loss"], score=self._latest_score(stage))
         return True
 
     def _close(self, stage: str, settings: OptimConfig, members: list[Member]) -> None:
         """Validate the stage's last model; after an early stop go back to the best one."""
-        last = self._last(stage)
-        if last is not None and last["val_loss"] is None:
+        if self.state.pending is not None:
             broadcast = exchange.Broadcast(self.vectors)
             task = Task(stage, self.state.round, settings.rounds, self.config.seed)
             names = {m.node: m.card.site for m in members}
@@ -272,15 +281,19 @@ class Federation:
         if settings.patience and self.state.best:
             self.vectors, _ = checkpoint.load(self.folder / "checkpoints" / self.state.best, self.layout)
         self._save()
-        self._tell("stage_end", stage=stage, score=last["val_score"] if last else None)
+        self._tell("stage_end", stage=stage, score=self._latest_score(stage))
 
     def _learn_validation(self, replies: Mapping[str, Mapping[str, float]]) -> None:
         """Sites have validated the model that the last round made: complete its line, keep it if it is the best."""
-        last = self._last(self.state.stage)
-        if last is None:
+        line, self.state.pending = self.state.pending, None
+        if line is None:
             return
-        last["val_loss"] = loss = _mean(replies, "val_loss", "val_studies")
-        last["val_score"] = _mean(replies, "val_score", "val_studies")
+        line["val_loss"] = loss = _mean(replies, "val_loss", "val_studies")
+        line["val_score"] = _mean(replies, "val_score", "val_studies")
+        self.history.append(line)
+        self.state.lines += 1
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
+            f.write(json.dumps(line, allow_nan=False) + "\n")
         if loss is None:
             return
         if self.state.best_val_loss is None or loss < self.state.best_val_loss:
@@ -288,20 +301,25 @@ class Federation:
         else:
             self.state.stale += 1
 
-    def _last(self, stage: str) -> dict[str, Any] | None:
-        """The line of the stage's latest round."""
-        return self.state.history[-1] if self.state.history and self.state.history[-1]["stage"] == stage else None
+    def _read_history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that the checkpoint stands on; those of a round that was cut off are dropped."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines()[: self.state.lines] if self.state.lines else []
+        temporary = path.with_name(".metrics.jsonl.tmp")
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        temporary.replace(path)
+        return [json.loads(line) for line in lines]
+
+    def _latest_score(self, stage: str) -> float | None:
+        """The newest validation score of the stage."""
+        last = self.history[-1] if self.history else None
+        return last["val_score"] if last and last["stage"] == stage else None
 
     def _name(self) -> str:
         return f"{self.state.stage}-{self.state.round:04d}"
 
     def _save(self) -> None:
-        """The checkpoint of this round, then metrics.jsonl, which is only ever a copy of the history in it."""
         checkpoint.save(self.folder / "checkpoints", self._name(), self.vectors, self.layout, asdict(self.state))
-        lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in self.state.history)
-        temporary = self.folder / ".metrics.jsonl.tmp"
-        temporary.write_text(lines, encoding="utf-8")
-        temporary.replace(self.folder / "metrics.jsonl")
 
     @property
     def _poll_s(self) -> float:

@@ -68,27 +68,38 @@ def _run(config) -> int:  # type: ignore[no-untyped-def]
     except (KeyboardInterrupt, Stopped):
         where = config.resume or config.output_dir
         return _fail(f"interrupted. Every finished round is kept; to go on: medmap-sim resume={where}", 130)
-    except (FederationError, CheckpointError, ManifestError, TextEncoderError, FileNotFoundError, PermissionError) as error:
+    except (
+        FederationError,
+        CheckpointError,
+        ManifestError,
+        TextEncoderError,
+        FileNotFoundError,
+        PermissionError,
+    ) as error:
         return _fail(str(error), 1)
     print_summary(folder)
     return 0
 
 
 def _phantom(config) -> int:  # type: ignore[no-untyped-def]
-    from configs import load_vocabulary, to_json
+    from configs import load_vocabulary
     from server.checkpoint import write_json
     from server.progress import make_progress
     from simulation.experiment import prepare_data
 
     with make_progress() as progress:
-        hospitals, _ = prepare_data(config, load_vocabulary(config.data.vocabulary), Path(config.output_dir).absolute(), progress)
+        hospitals, _ = prepare_data(
+            config, load_vocabulary(config.data.vocabulary), Path(config.output_dir).absolute(), progress
+        )
     folder = hospitals[0].entry.manifests[0].parent.parent
     trained = [h.entry for h in hospitals if not h.external]
     write_json(folder / "sites.json", [{"name": e.name, "manifests": [f"{e.name}/manifest.csv"]} for e in trained])
     print(f"{len(hospitals)} hospitals in {folder}")
     print(f"check one:      medmap-client check {folder / trained[0].name / 'manifest.csv'}")
-    print(f"Flower's own:   flwr run . --run-config 'sites-file=\"{folder / 'sites.json'}\"' "
-          f"--federation-config 'num-supernodes={len(trained)} client-resources-num-cpus=1'")
+    print(
+        f"Flower's own:   flwr run . --run-config 'sites-file=\"{folder / 'sites.json'}\"' "
+        f"--federation-config 'num-supernodes={len(trained)} client-resources-num-cpus=1'"
+    )
     return 0
 
 

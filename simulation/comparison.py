@@ -23,7 +23,13 @@ Scores = dict[str, Any]
 
 
 def compare(
-    run_dir: Path, models: Sequence[str], hospitals: Sequence[Hospital], vocabulary: Vocabulary, *, bootstrap: int, seed: int
+    run_dir: Path,
+    models: Sequence[str],
+    hospitals: Sequence[Hospital],
+    vocabulary: Vocabulary,
+    *,
+    bootstrap: int,
+    seed: int,
 ) -> dict[str, Any]:
     """The parts of `summary.json` that compare models: metrics, metrics_own, metrics_external, cross_site."""
     predictions = {m: load_predictions(run_dir, m) for m in models}
@@ -63,7 +69,9 @@ def compare(
             "models": list(models),
             "sites": columns,
             "metric": "auroc",
-            "organ": {o: [[(on(m, [s], "test", o) or {}).get("auroc") for s in columns] for m in models] for o in organs},
+            "organ": {
+                o: [[(on(m, [s], "test", o) or {}).get("auroc") for s in columns] for m in models] for o in organs
+            },
         },
     }
 

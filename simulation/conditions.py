@@ -75,7 +75,11 @@ def run_job(job: Job, hospitals: Sequence[Hospital], run_dir: Path, progress: Pr
     folder.mkdir(parents=True, exist_ok=True)
     sites_file = folder / "sites.json"
     write_json(sites_file, [{"name": s.name, "manifests": [str(m) for m in s.manifests]} for s in job.sites])
-    run_config = {"config": job.config_json, "sites-file": str(sites_file), "cache-dir": str(cache_dir(config, run_dir))}
+    run_config = {
+        "config": job.config_json,
+        "sites-file": str(sites_file),
+        "cache-dir": str(cache_dir(config, run_dir)),
+    }
     trainer = trainer_for(job.config_json)
     imported = time.monotonic()
     for site in job.sites:
@@ -85,7 +89,14 @@ def run_job(job: Job, hospitals: Sequence[Hospital], run_dir: Path, progress: Pr
 
     def serve(grid: Any) -> None:
         finished.append(
-            federate(grid, job.config_json, folder=folder, condition=job.model, sites=len(job.sites), progress=progress)
+            federate(
+                grid,
+                job.config_json,
+                folder=folder,
+                condition=job.model,
+                sites=len(job.sites),
+                progress=progress,
+            )
         )
 
     from client.app import app
@@ -103,7 +114,7 @@ def run_job(job: Job, hospitals: Sequence[Hospital], run_dir: Path, progress: Pr
         _predict(job, config, hospitals, run_dir, predictions)
     if job.model == "federated":
         described = _describe(config, hospitals, run_dir, trainer)
-    lines = federation.state.history
+    lines = federation.history
     working = sum(s.get("train_s", 0) + s.get("eval_s", 0) for x in lines for s in x["sites"].values())
     rounds_s = [x["wall_s"] for x in lines]
     return {
@@ -187,7 +198,9 @@ def _work(batch: list[Job], hospitals: Sequence[Hospital], run_dir: Path) -> lis
     return [run_job(job, hospitals, run_dir, _relay) for job in batch]  # type: ignore[arg-type]
 
 
-def run_all(config: Config, hospitals: Sequence[Hospital], run_dir: Path, progress: Progress) -> dict[str, dict[str, Any]]:
+def run_all(
+    config: Config, hospitals: Sequence[Hospital], run_dir: Path, progress: Progress
+) -> dict[str, dict[str, Any]]:
     """Every job, in `engine.workers` processes; model name -> what `run_job` returns. Ctrl-C raises Stopped."""
     batches = jobs(config, hospitals)
     if config.engine.workers == 1 or len(batches) == 1 or config.engine.kind == "ray":
@@ -196,9 +209,7 @@ def run_all(config: Config, hospitals: Sequence[Hospital], run_dir: Path, progre
     context = multiprocessing.get_context("spawn")
     events, stop = context.Queue(), context.Event()
     results: dict[str, dict[str, Any]] = {}
-    with ProcessPoolExecutor(
-        min(config.engine.workers, len(batches)), context, _start_worker, (events, stop)
-    ) as pool:
+    with ProcessPoolExecutor(min(config.engine.workers, len(batches)), context, _start_worker, (events, stop)) as pool:
         running: set[Future[list[dict[str, Any]]]] = {pool.submit(_work, b, hospitals, run_dir) for b in batches}
         try:
             while running:
@@ -230,5 +241,3 @@ def load_predictions(run_dir: Path, model: str) -> dict[tuple[str, str, str], tu
     with np.load(run_dir / "predictions" / f"{model}.npz", allow_pickle=False) as z:
         names = {k.rsplit("/", 1)[0] for k in z.files}
         return {tuple(n.split("/")): (z[f"{n}/labels"], z[f"{n}/probabilities"]) for n in sorted(names)}  # type: ignore[misc]
-
-

@@ -54,7 +54,14 @@ class InProcessGrid(Grid):
         """There is no Flower run behind this grid. Raises RuntimeError."""
         raise RuntimeError("an in-process grid belongs to no Flower run")
 
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
         """A message, as Grid wants it."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
@@ -129,8 +136,14 @@ def with_run_config(client_app: ClientApp, run_config: Mapping[str, Any]) -> Cli
     wrapped, values = ClientApp(), dict(run_config)
 
     def forward(message: Message, context: Context) -> Message:
-        context.run_config = {**context.run_config, **values}
-        return client_app(message, context)
+        given = Context(
+            run_id=context.run_id,
+            node_id=context.node_id,
+            node_config=context.node_config,
+            state=context.state,
+            run_config={**context.run_config, **values},
+        )
+        return client_app(message, given)
 
     for register in (wrapped.query, wrapped.train, wrapped.evaluate):
         register()(forward)

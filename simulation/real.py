@@ -2,7 +2,7 @@
 
 It proves the path from foreign files to a federation, not accuracy: four volumes, all of them training data.
 Volumes are (x, y, z) in RAS. A folder per site, as the phantom's: manifest.csv, PATIENT/MODALITY.nii.gz and
-PATIENT/mask.nii.gz; dataset.json says of every image where it comes from, what is known of it and what is not.
+PATIENT/mask.nii.gz; dataset.json says of every image where it comes from, what is known of it and what not.
 """
 
 from __future__ import annotations
@@ -150,13 +150,9 @@ def decode(name: str, data: bytes) -> nib.Nifti1Image:
     # An NRRD's x and y usually point left and posterior; a NIfTI's point right and anterior.
     flips = {"left-posterior-superior": [-1, -1, 1, 1], "right-anterior-superior": [1, 1, 1, 1]}.get(space)
     if flips is None:
-        raise RealDataError(
-            f"{name} is in space {space!r}: only left-posterior-superior and its mirror are read."
-        )
+        raise RealDataError(f"{name} is in space {space!r}: only left-posterior-superior and its mirror are read.")
     affine = np.eye(4)
-    affine[:3, :3] = np.asarray(
-        header["space directions"]
-    ).T  # the file has a row per axis, an affine a column
+    affine[:3, :3] = np.asarray(header["space directions"]).T  # the file has a row per axis, an affine a column
     affine[:3, 3] = header["space origin"]
     return nib.as_closest_canonical(nib.Nifti1Image(nrrd.read_data(header, stream), np.diag(flips) @ affine))
 
@@ -217,6 +213,7 @@ def convert(scan: Scan, members: Mapping[str, bytes], site: Path) -> tuple[dict[
 
 def build(folder: Path, say: Callable[[str], None]) -> None:
     """Fetch and convert everything in a hidden folder, then move it into place; dataset.json comes last."""
+    (folder / "dataset.json").unlink(missing_ok=True)
     members: dict[str, bytes] = {}
     for package in PACKAGES:
         archive = obtain(package, folder / "packages", say)
@@ -231,9 +228,7 @@ def build(folder: Path, say: Callable[[str], None]) -> None:
                 table = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
                 table.writeheader()
                 table.writerows(rows)
-        files = {
-            f.relative_to(work).as_posix(): sha256_of(f) for f in sorted(work.rglob("*.*")) if f.is_file()
-        }
+        files = {f.relative_to(work).as_posix(): sha256_of(f) for f in sorted(work.rglob("*.*")) if f.is_file()}
         record = {
             "schema_version": 1,
             "kind": "real",
@@ -245,7 +240,6 @@ def build(folder: Path, say: Callable[[str], None]) -> None:
             "files": files,
         }
         (work / "dataset.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (folder / "dataset.json").unlink(missing_ok=True)
         for site in SITES:
             shutil.rmtree(folder / site, ignore_errors=True)
             os.replace(work / site, folder / site)
@@ -265,9 +259,7 @@ def _complete(folder: Path) -> bool:
     if record.get("kind") != "real":
         raise RealDataError(f"{folder} holds another kind of data set: choose a data.folder of its own.")
     files = [(folder / name, digest) for name, digest in record["files"].items()]
-    return record["recipe"] == _recipe() and all(
-        f.is_file() and sha256_of(f) == digest for f, digest in files
-    )
+    return record["recipe"] == _recipe() and all(f.is_file() and sha256_of(f) == digest for f, digest in files)
 
 
 def fetch(
@@ -280,15 +272,9 @@ def fetch(
     say = progress or (lambda _: None)
     for scan in SCANS:
         organ = vocabulary.organs.get(scan.organ)
-        if (
-            not organ
-            or scan.modality not in organ.modalities
-            or scan.abnormality not in ("", *organ.abnormalities)
-        ):
+        if not organ or scan.modality not in organ.modalities or scan.abnormality not in ("", *organ.abnormalities):
             lacks = "/".join(filter(None, [scan.organ, scan.modality, scan.abnormality]))
-            raise RealDataError(
-                f"vocabulary {vocabulary.name} lacks {lacks}: real scans need data.vocabulary=medmom."
-            )
+            raise RealDataError(f"vocabulary {vocabulary.name} lacks {lacks}: real scans need data.vocabulary=medmom.")
     if not _complete(folder):
         folder.mkdir(parents=True, exist_ok=True)
         build(folder, say)

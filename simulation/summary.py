@@ -6,7 +6,12 @@ import json
 from pathlib import Path
 
 SETS = {"metrics": "common", "metrics_own": "own", "metrics_external": "external"}
-ROWS = {"pooled": "pooled (not possible in practice)", "federated": "federated", "naive": "naive FedAvg", "local": "local only"}
+ROWS = {
+    "pooled": "pooled (not possible in practice)",
+    "federated": "federated",
+    "naive": "naive FedAvg",
+    "local": "local only",
+}
 
 
 def print_summary(run_dir: Path) -> None:
@@ -41,5 +46,7 @@ def print_summary(run_dir: Path) -> None:
     if summary["data"]["kind"] != "manifest":
         console.print(summary["data"]["note"], style="yellow")
     sent = summary["communication"]["bytes_up"] + summary["communication"]["bytes_down"]
-    console.print(f"{summary['timing']['wall_s']:.0f} s, {sent / 1e6:.1f} MB of parameters travelled, peak memory {summary['peak_memory_mb']:.0f} MB a process")
+    console.print(
+        f"{summary['timing']['wall_s']:.0f} s, {sent / 1e6:.1f} MB of parameters travelled, peak memory {summary['peak_memory_mb']:.0f} MB a process"
+    )
     console.print(f"Report: {run_dir / 'report.html'}", soft_wrap=True)

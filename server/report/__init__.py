@@ -1,7 +1,7 @@
-"""The run's report: `summary.json` and its neighbours in, one self-contained `report.html` (and a headline PNG) out.
+"""The run's report: `summary.json` and its neighbours in, one self-contained `report.html` out.
 
-The page loads nothing and runs nothing: charts are inline SVG, slices are data URIs, and a content security policy in
-the page itself forbids the rest. Names and report texts come from sites and are escaped.
+The page loads nothing and runs nothing: charts are inline SVG, slices are data URIs, and a content security
+policy in the page itself forbids the rest. Names and report texts come from sites and are escaped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["headline_figure", "write_report"]
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run's folder and return its path. Raises FileNotFoundError without `summary.json`."""
+    """Write `report.html` into a run's folder and return its path. Needs a `summary.json` there."""
     page = _render(read_run(run_dir))
     path = run_dir / "report.html"
     temporary = path.with_name(".report.html.tmp")
@@ -37,12 +37,13 @@ def _render(run: Run) -> str:
 
     parts = {"page.html": PAGE, "macros.html": MACROS, "costs.html": COSTS, "style.css": STYLE}
     environment = Environment(loader=DictLoader(parts), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    for name in ("number", "count", "interval", "percent", "size", "duration", "words", "listed"):
+    for name in ("number", "count", "interval", "spread", "percent", "size", "duration", "words", "listed"):
         environment.filters[name] = _or_none(getattr(formats, name))
     summary = run.summary
     names = organs(summary)
     return environment.get_template("page.html").render(
         summary=summary,
+        training_sites=sum(not site.get("external") for site in summary.get("sites") or []),
         notices=findings.notices(summary),
         headline=findings.headline(summary),
         findings=findings.findings(summary),
@@ -54,6 +55,7 @@ def _render(run: Run) -> str:
         ownership=tables.ownership(summary),
         participation=tables.participation(summary, run.rounds),
         examples=run.examples,
+        groups=tables.module_groups(summary),
         communication=tables.communication(summary),
         timing=tables.timing(summary),
         config=run.config,

@@ -1,4 +1,4 @@
-"""The report's charts: scores with their intervals and learning curves as inline SVG, and the headline picture as PNG.
+"""The report's charts: scores with intervals and learning curves as inline SVG, the headline picture as PNG.
 
 Matplotlib is imported when a chart is drawn: a server that only runs rounds never loads it.
 """
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from server.report.run import Run, read_run
-from server.report.scores import CONDITIONS, Condition, conditions, organs, score, test_sets
+from server.report.scores import CONDITIONS, conditions, family, organs, score, test_sets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, FAINT = "#222222", "#d5d5d5"
-STYLE = {
+STYLE: Any = {  # matplotlib types the keys of its settings one by one
     "svg.fonttype": "none",  # text stays text: it scales, can be searched and is read aloud
     "svg.hashsalt": "medmap",
     "font.family": "sans-serif",
@@ -43,7 +43,7 @@ PANELS = (
     ("finetune", "loss", "Stage 2 (finetune): training loss", "classification loss"),
     ("finetune", "val_score", "Stage 2 (finetune): validation AUROC", "AUROC"),
 )
-Curves = dict[tuple[str, str, str], list[tuple[int, float]]]  # (condition or local:site, stage, figure) -> points
+Curves = dict[tuple[str, str, str], list[tuple[int, float]]]  # (model, stage, figure) -> (round, value)
 
 
 def score_chart(summary: dict[str, Any], organ: str) -> Markup:
@@ -53,7 +53,10 @@ def score_chart(summary: dict[str, Any], organ: str) -> Markup:
     with rc_context(STYLE):
         figure = _figure(4.6, 0.55 + 0.78 * len(test_sets(summary)))
         _dots(figure.subplots(), summary, organ)
-        return _svg(figure, f"AUROC for {organ} with intervals, by test set and way of training; the table has the values.")
+        return _svg(
+            figure,
+            f"AUROC for {organ} with intervals, by test set and way of training; the table has the values.",
+        )
 
 
 def curve_charts(run: Run) -> list[Markup]:
@@ -97,7 +100,12 @@ def headline_figure(run_dir: Path, path: Path) -> Path:
         figure.legend(handles, labels, loc="outside lower center", ncols=max(len(labels), 1))
         kind = (summary.get("data") or {}).get("kind")
         origin = {"phantom": "simulated phantom patients", "real": "phantom patients and a few real scans"}
-        figure.suptitle(f"Test AUROC, 95 % intervals: {origin.get(str(kind), 'one run')}", fontsize=12, x=0.01, ha="left")
+        figure.suptitle(
+            f"Test AUROC on {origin.get(str(kind), 'the test patients')}, with 95 % intervals",
+            fontsize=12,
+            x=0.01,
+            ha="left",
+        )
         temporary = path.with_name(f".{path.name}.tmp")
         figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
         os.replace(temporary, path)
@@ -112,11 +120,13 @@ def _dots(axes: Axes, summary: dict[str, Any], organ: str) -> None:
         scores = [(y, score(summary, t.key, c.key, organ)) for y, t in enumerate(sets)]
         known = [(y + (i - (len(kinds) - 1) / 2) * step, s) for y, s in scores if s.value is not None]
         for y, s in known:
-            if s.has_interval:
-                axes.plot([s.low, s.high], [y, y], color=c.colour, linewidth=1.6, solid_capstyle="butt")
-        style = {"color": c.colour, "marker": c.marker, "markersize": 5.5, "linestyle": "none", "label": c.label}
-        axes.plot([s.value for _, s in known], [y for y, _ in known], **style)
-        lowest = min([lowest, *(v for _, s in known for v in (s.value, s.low) if v is not None)])
+            ends = s.interval or s.spread
+            if ends:
+                width = 1.8 if s.interval else 0.8
+                axes.plot(ends, [y, y], color=c.colour, linewidth=width, solid_capstyle="butt")
+        values, heights = [s.value or 0.0 for _, s in known], [y for y, _ in known]
+        axes.plot(values, heights, c.marker, color=c.colour, markersize=5.5, label=c.label)
+        lowest = min([lowest, *values, *(ends[0] for _, s in known if (ends := s.interval or s.spread))])
     axes.axvline(0.5, color="#8a8a8a", linewidth=0.8, linestyle=(0, (2, 2)))
     for y in range(1, len(sets)):
         axes.axhline(y - 0.5, color=FAINT, linewidth=0.6)
@@ -128,7 +138,7 @@ def _dots(axes: Axes, summary: dict[str, Any], organ: str) -> None:
 
 
 def _line(axes: Axes, name: str, points: list[tuple[int, float]]) -> None:
-    c, alone = _condition(name), name.startswith("local:")
+    c, alone = CONDITIONS.get(family(name)), family(name) != name
     axes.plot(
         [x for x, _ in points],
         [y for _, y in points],
@@ -136,8 +146,8 @@ def _line(axes: Axes, name: str, points: list[tuple[int, float]]) -> None:
         linestyle=c.dash if c else "-",
         marker=c.marker if c and len(points) <= 12 and not alone else None,
         markersize=3.5,
-        linewidth=0.9 if alone else 1.7,
-        alpha=0.6 if alone else 1.0,
+        linewidth=1.0 if alone else 1.7,
+        alpha=0.85 if alone else 1.0,
     )
 
 
@@ -163,17 +173,14 @@ def _add(curves: Curves, key: tuple[str, str, str], number: int, value: Any) -> 
         curves.setdefault(key, []).append((number, float(value)))
 
 
-def _condition(name: str) -> Condition | None:
-    return CONDITIONS.get(name.partition(":")[0])
-
-
 def _rank(name: str) -> int:
     """Federated is drawn last, on top."""
-    return list(CONDITIONS).index(name.partition(":")[0]) if _condition(name) else len(CONDITIONS)
+    order = list(CONDITIONS)
+    return order.index(family(name)) if family(name) in order else len(order)
 
 
 def _names(lines: dict[str, Any]) -> str:
-    return ", ".join(dict.fromkeys(name.partition(":")[0] for name in sorted(lines, key=_rank)))
+    return ", ".join(dict.fromkeys(family(name) for name in sorted(lines, key=_rank)))
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -183,7 +190,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _svg(figure: Figure, alternative: str) -> Markup:
-    """The figure as an SVG element for a page: no prolog, no style of its own, ids that no other chart has."""
+    """The figure as an SVG element for a page: no prolog, no own style, ids that no other chart has."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences computed from `summary.json`: notices, the headline and where each method wins."""
+"""What the numbers say: notices, headline and findings, every sentence computed from `summary.json`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from server.report.formats import interval, listed, number, words
 from server.report.scores import Score, organs, score
 from server.report.tables import local_site
 
-# Differences of AUROC below this are called level: one test patient changes that much.
+# Differences of AUROC below this are called level: a test set of a few hundred patients cannot show less.
 LEVEL = 0.01
 
 
@@ -24,58 +24,30 @@ class Remark:
 
 @dataclass(frozen=True)
 class Question:
-    """One comparison with the federated model, and the title for each way it may come out."""
+    """One comparison with the federated model: the condition and the test set, and how a title names them."""
 
     other: str
     test_set: str
-    better: str
-    worse: str
-    level: str
-    mixed: str
+    name: str
+    where: str
 
 
 QUESTIONS = (
-    Question(
-        "local",
-        "metrics",
-        "Federation helps: better than local-only on everyone's patients.",
-        "Local-only models are ahead even on everyone's patients.",
-        "No clear gain over local-only models on everyone's patients.",
-        "Better than local-only on everyone's patients, for some organs.",
-    ),
-    Question(
-        "local",
-        "metrics_own",
-        "Federation helps on the sites' own patients too.",
-        "Local models win on their own patients.",
-        "Local models are as good on their own patients.",
-        "On the sites' own patients the gain depends on the organ.",
-    ),
-    Question(
-        "naive",
-        "metrics",
-        "Better than naive averaging.",
-        "Naive averaging is ahead.",
-        "Naive averaging is as good, within the uncertainty.",
-        "Better than naive averaging for some organs only.",
-    ),
-    Question(
-        "pooled",
-        "metrics",
-        "Ahead of pooling all data.",
-        "Pooling all data stays ahead.",
-        "No clear loss against pooling all data.",
-        "Against pooling all data it depends on the organ.",
-    ),
-    Question(
-        "local",
-        "metrics_external",
-        "At a hospital that took no part: better than local-only.",
-        "At a hospital that took no part: local-only models are ahead.",
-        "At a hospital that took no part: no clear gain over local-only.",
-        "At a hospital that took no part: better than local-only for some organs.",
-    ),
+    Question("local", "metrics", "local-only training", "On everyone's patients"),
+    Question("local", "metrics_own", "local-only training", "On the sites' own patients"),
+    Question("local", "metrics_external", "local-only training", "At a hospital that took no part"),
+    Question("naive", "metrics", "naive averaging", "On everyone's patients"),
+    Question("pooled", "metrics", "pooling all data", "On everyone's patients"),
 )
+
+
+# Where data come from: data.kind -> title and sentence. What is simulated must be read before any number.
+ORIGINS = {
+    "phantom": ("Simulated PHANTOM data.", "Every patient in this report was drawn by a program."),
+    "real": ("Partly simulated PHANTOM data.", "A few real scans stand beside patients drawn by a program."),
+    "manifest": ("Data from a manifest.", ""),
+}
+UNKNOWN = ("Data of unknown origin.", "The summary does not say where they come from.")
 
 
 def notices(summary: dict[str, Any]) -> list[Remark]:
@@ -85,39 +57,28 @@ def notices(summary: dict[str, Any]) -> list[Remark]:
         remarks.append(
             Remark(
                 "Privacy is off.",
-                "Updates left the sites without differential privacy; scans did not leave, but nothing bounds "
-                "what the updates reveal about a patient.",
+                "Updates left the sites without differential privacy. Scans did not leave, but nothing "
+                "bounds what the updates reveal about a patient.",
                 "warn",
             )
         )
     status = summary.get("status")
     if status != "completed":
-        remarks.append(
-            Remark("Not a finished run.", f"Its status is “{status}”; figures may be partial.", "warn")
-        )
+        remarks.append(Remark("Not a finished run.", f"Its status is “{status}”; figures may be partial.", "warn"))
     return remarks
 
 
 def _data_notice(data: dict[str, Any]) -> Remark:
-    kind, note = data.get("kind"), str(data.get("note") or "")
+    kind = data.get("kind")
     settings = [f"{words(k)} {v}" for k, v in (data.get("difficulty") or {}).items()]
     difficulty = f"Difficulty settings: {', '.join(settings)}." if settings else ""
-    if kind == "phantom":
-        title = "Simulated data."
-        text = "Every result comes from PHANTOM patients drawn by a program. None says how the method does on people."
-    elif kind == "real":
-        title = "Partly simulated data."
-        text = "A few real scans next to PHANTOM patients drawn by a program. It shows that the path works, not accuracy."
-    elif kind == "manifest":
-        title, text = "Data from a manifest.", "The volumes are those that the manifest lists."
-    else:
-        title, text = "Data of unknown origin.", "The summary does not say where the data come from."
-    level = "info" if kind == "manifest" else "warn"
-    return Remark(title, " ".join(t for t in (text, note, difficulty) if t), level)
+    title, text = ORIGINS.get(str(kind), UNKNOWN)
+    sentences = (text, str(data.get("note") or ""), difficulty)
+    return Remark(title, " ".join(t for t in sentences if t), "info" if kind == "manifest" else "warn")
 
 
 def headline(summary: dict[str, Any]) -> list[str]:
-    """One sentence per organ: federated with its interval against the baselines that ran, on the common test set."""
+    """One sentence per organ: federated against the baselines that ran, on the common test set."""
     sentences = []
     for organ in organs(summary):
         ours = score(summary, "metrics", "federated", organ)
@@ -131,7 +92,8 @@ def headline(summary: dict[str, Any]) -> list[str]:
                 others.append(f"{number(value, 2)} {name}")
         against = f" against {listed(others)}" if others else ""
         patients = f", n = {ours.n}" if ours.n is not None else ""
-        sentences.append(f"Federated {_brief(ours)}{against} ({organ} AUROC, common test set{patients}).")
+        federated = " ".join(t for t in (number(ours.value, 2), interval(ours.interval)) if t)
+        sentences.append(f"Federated {federated}{against} ({organ} AUROC, common test set{patients}).")
     return sentences
 
 
@@ -148,46 +110,58 @@ def findings(summary: dict[str, Any]) -> list[Remark]:
         if not pairs:
             continue
         verdicts = {organ: _verdict(*pair) for organ, pair in pairs.items()}
-        clauses = [
-            f"{organ} {_brief(ours)} federated, {_brief(theirs)} {question.other} ({verdicts[organ][1]})"
-            for organ, (ours, theirs) in pairs.items()
-        ]
+        clauses = []
+        for organ, (ours, theirs) in pairs.items():
+            both = f"federated {number(ours.value, 2)}, {question.other} {number(theirs.value, 2)}"
+            clauses.append(f"{organ} {both} ({verdicts[organ][1]})")
         text = "; ".join(clauses)
-        remarks.append(Remark(_title(question, [v[0] for v in verdicts.values()]), text[0].upper() + text[1:] + "."))
+        remarks.append(
+            Remark(
+                _title(question, {organ: v[0] for organ, v in verdicts.items()}),
+                text[0].upper() + text[1:] + ".",
+            )
+        )
     return remarks + _site_findings(summary)
-
-
-def _brief(s: Score) -> str:
-    return " ".join(t for t in (number(s.value, 2), interval(s.low, s.high)) if t)
 
 
 def _verdict(ours: Score, theirs: Score) -> tuple[str, str]:
     """How the federated score stands to another: a state, and the words for it."""
-    assert ours.value is not None and theirs.value is not None
+    assert ours.value is not None
+    assert theirs.value is not None
     difference = ours.value - theirs.value
     if abs(difference) < LEVEL:
         return "level", "level"
-    word = "ahead" if difference > 0 else "behind"
-    if not (ours.has_interval and theirs.has_interval):
-        return word, f"{word}, interval not known"
-    assert ours.low is not None and ours.high is not None and theirs.low is not None and theirs.high is not None
-    if ours.low > theirs.high:
-        return "better", "clearly ahead, intervals apart"
-    if ours.high < theirs.low:
-        return "worse", "clearly behind, intervals apart"
-    return word, f"{word}, but the intervals overlap"
+    ahead = difference > 0
+    word = "ahead" if ahead else "behind"
+    if ours.interval is None:
+        return word, f"{word}, no interval"
+    # A mean over sites has no interval of its own: its value stands for both ends.
+    low, high = theirs.interval or (theirs.value, theirs.value)
+    if ours.interval[0] > high or ours.interval[1] < low:
+        reason = "intervals apart" if theirs.interval else "outside the federated interval"
+        return "better" if ahead else "worse", f"clearly {word}, {reason}"
+    return word, f"{word}, but within the uncertainty"
 
 
-def _title(question: Question, states: list[str]) -> str:
-    if all(s == "better" for s in states):
-        return question.better
-    if "better" in states:
-        return question.mixed
-    return question.worse if "worse" in states or "behind" in states else question.level
+def _title(question: Question, states: dict[str, str]) -> str:
+    """The comparison in one line; states: organ -> state."""
+    up = [organ for organ, state in states.items() if state in ("better", "ahead")]
+    down = [organ for organ, state in states.items() if state in ("worse", "behind")]
+    better = [organ for organ, state in states.items() if state == "better"]
+    if up and down:
+        text = f"federated is ahead for {listed(up)}, {question.name} for {listed(down)}"
+    elif down:
+        text = f"{question.name} is ahead" + ("" if len(down) == len(states) else f" for {listed(down)}")
+    elif better:
+        text = f"federated is better than {question.name}"
+        text += "" if len(better) == len(states) else f" for {listed(better)} only"
+    else:
+        text = f"no clear gain over {question.name}" if up else f"{question.name} is as good"
+    return f"{question.where}, {text}."
 
 
 def _site_findings(summary: dict[str, Any]) -> list[Remark]:
-    """Sites whose own model is ahead on their own patients: to them the federation offers nothing for those."""
+    """Sites whose own model is ahead on their own patients, for whom the federation does nothing there."""
     cross = summary.get("cross_site") or {}
     models, sites = [str(m) for m in cross.get("models") or []], [str(s) for s in cross.get("sites") or []]
     if "federated" not in models:
@@ -207,7 +181,8 @@ def _site_findings(summary: dict[str, Any]) -> list[Remark]:
             if own > federated:
                 ahead.append(f"{site} {number(own, 2)} against {number(federated, 2)}")
         if compared:
-            title = f"Site by site, {organ}: the site's own model is ahead at {len(ahead)} of {compared} on its own patients."
+            tally = f"{len(ahead)} of {compared}"
+            title = f"Site by site, {organ}: the site's own model is ahead at {tally} on its own patients."
             text = f"{listed(ahead)}. Few test patients per site: single sites mean little." if ahead else ""
             remarks.append(Remark(title, text))
     return remarks

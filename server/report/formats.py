@@ -1,8 +1,9 @@
-"""Numbers to text for the report: one place for digits, units and the dash that stands for a missing value."""
+"""Numbers to text for the report: one place for digits, units and the dash for a missing value."""
 
 from __future__ import annotations
 
 DASH = "–"
+SPACE = "\u00a0"  # between a number and its unit: never broken over two lines
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -15,14 +16,19 @@ def count(value: float | None) -> str:
     return DASH if value is None else f"{round(value):,}".replace(",", "\u2009")
 
 
-def interval(low: float | None, high: float | None, digits: int = 2) -> str:
-    """`[low–high]`, empty when it is not known."""
-    return "" if low is None or high is None else f"[{number(low, digits)}–{number(high, digits)}]"
+def interval(ends: tuple[float, float] | None) -> str:
+    """A confidence interval, `[low–high]`; empty when it is not known."""
+    return f"[{number(ends[0], 2)}–{number(ends[1], 2)}]" if ends else ""
+
+
+def spread(ends: tuple[float, float] | None) -> str:
+    """The range over sites behind a mean, `(low–high)`; empty when it is not known."""
+    return f"({number(ends[0], 2)}–{number(ends[1], 2)})" if ends else ""
 
 
 def percent(share: float | None, digits: int = 1) -> str:
     """A share of one as a percentage."""
-    return DASH if share is None else f"{100 * share:.{digits}f} %"
+    return DASH if share is None else f"{100 * share:.{digits}f}{SPACE}%"
 
 
 def size(n_bytes: float | None) -> str:
@@ -31,8 +37,8 @@ def size(n_bytes: float | None) -> str:
         return DASH
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= scale:
-            return f"{n_bytes / scale:.1f} {unit}"
-    return f"{n_bytes:.0f} B"
+            return f"{n_bytes / scale:.1f}{SPACE}{unit}"
+    return f"{n_bytes:.0f}{SPACE}B"
 
 
 def duration(seconds: float | None) -> str:
@@ -40,11 +46,11 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return DASH
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}{SPACE}s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+        return f"{minutes}{SPACE}min {rest:02d}{SPACE}s"
+    return f"{minutes // 60}{SPACE}h {minutes % 60:02d}{SPACE}min"
 
 
 def words(name: str) -> str:

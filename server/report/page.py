@@ -1,16 +1,17 @@
 """The report's Jinja2 page: the view made by `tables`, `findings` and `figures` in, HTML out.
 
-It lives in a Python file because a Flower app bundle carries .py, .md, .toml, .yaml and .json only: an .html file would
-not reach `flwr run`.
+It lives in a Python file because a Flower app bundle carries .py, .md, .toml, .yaml and .json only: an .html
+file would not reach `flwr run`.
 """
 
 PAGE = """
-{% from "macros.html" import bar, box, legend, missing, scored %}
+{% from "macros.html" import bar, box, head, legend, missing, scored, site %}
 <!DOCTYPE html>
 <html lang="en-GB">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>MedMAP-FL run report</title>
 <style>
@@ -20,10 +21,10 @@ PAGE = """
 <body>
 <header>
 <h1>MedMAP-FL run report</h1>
-<p class="soft">{{ summary.sites | default([], true) | rejectattr("external", "true") | list | length or "No" }} training sites ·
-  model {{ (summary.model or {}).name or "–" }} ({{ (summary.model or {}).parameters | count }} parameters) ·
-  engine {{ summary.engine or "–" }} · seed {{ summary.seed if summary.seed is not none else "–" }} ·
-  status {{ summary.status or "–" }}</p>
+{% set model = summary.model or {} %}
+<p class="soft">{{ training_sites or "No" }} training sites · model {{ model.name or "–" }}
+  ({{ model.parameters | count }} parameters) · engine {{ summary.engine or "–" }}
+  · seed {{ summary.seed if summary.seed is number else "–" }} · status {{ summary.status or "–" }}</p>
 {% for n in notices %}
 <div class="notice {{ n.level }}"><p><strong>{{ n.title }}</strong> {{ n.text }}</p></div>
 {% endfor %}
@@ -35,7 +36,8 @@ PAGE = """
 <nav aria-label="Sections">
 <a href="#results">Results</a> <a href="#curves">Learning curves</a> <a href="#cross-site">Cross-site</a>
 <a href="#sites">Sites</a> <a href="#ownership">Modalities</a> <a href="#participation">Participation</a>
-<a href="#examples">Examples</a> <a href="#communication">Communication</a> <a href="#timing">Timing</a>
+<a href="#examples">Examples</a> <a href="#communication">Communication</a>
+<a href="#model">Module groups</a> <a href="#timing">Timing</a>
 <a href="#privacy">Privacy</a> <a href="#configuration">Configuration</a>
 </nav>
 </header>
@@ -49,9 +51,9 @@ PAGE = """
   <li><strong>{{ f.title }}</strong> {{ f.text }}</li>
 {% endfor %}
 </ul>
-<p class="soft">Intervals are 95 % bootstrap intervals over test patients of this one run with one seed: they do not cover
-  the luck of training. Intervals that overlap do not show two methods to be equal; they show that this run cannot tell
-  them apart.</p>
+<p class="soft">In square brackets: 95 % bootstrap intervals over the test patients of this one run and seed.
+  They do not cover the luck of training. In round brackets, and thin in the charts: the range over the sites
+  behind a mean. Methods within the uncertainty are not shown to be equal: this run cannot tell them apart.</p>
 {% endif %}
 {% if score_tables %}{{ legend(conditions) }}{% endif %}
 {% for t in score_tables %}
@@ -60,11 +62,14 @@ PAGE = """
 {% call box("AUROC, " ~ t.organ) %}
 <table class="scores">
 <thead><tr><th scope="col" class="text">Training</th>
-{% for set, n in t.test_sets %}<th scope="col">{{ set.label }}{% if n %}<small>{{ n }}</small>{% endif %}</th>{% endfor %}
+{% for set, n in t.test_sets %}
+<th scope="col">{{ set.label }}{% if n %}<small>{{ n }}</small>{% endif %}</th>
+{% endfor %}
 </tr></thead>
 <tbody>
 {% for c, scores in t.rows %}
-<tr class="{{ c.key }}"><th scope="row">{{ c.label }}</th>{% for s in scores %}<td>{{ scored(s) }}</td>{% endfor %}</tr>
+<tr class="{{ c.key }}"><th scope="row">{{ c.label }}</th>
+{% for s in scores %}<td>{{ scored(s) }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table>
 {% endcall %}
@@ -79,23 +84,25 @@ PAGE = """
 {% for set, n in score_tables[0].test_sets %}<li>{{ set.label }}: {{ set.meaning }}.</li>{% endfor %}
 </ul>
 <h3>Further measures</h3>
-{% call box("Further measures") %}
-<table class="details">
-<thead><tr><th scope="col" class="text">Training</th><th scope="col">AUROC</th><th scope="col">Balanced accuracy</th>
-<th scope="col">Macro F1</th><th scope="col">Patients</th></tr></thead>
+<div class="halves">
 {% for t in score_tables %}
+{% call box("Further measures, " ~ t.organ) %}
+<table class="details">
+<caption>{{ t.organ }}</caption>
+{{ head(["Training", "AUROC", "Balanced accuracy", "Macro F1", "Patients"], text=[0]) }}
 {% for set, rows in t.details %}
 <tbody>
-<tr><th scope="rowgroup" colspan="5">{{ t.organ }}, {{ set.label | lower }}</th></tr>
+<tr><th scope="rowgroup" colspan="5">{{ set.label }}</th></tr>
 {% for c, scores in rows %}
 <tr><th scope="row">{{ c.label }}</th>{% for s in scores %}<td>{{ scored(s) }}</td>{% endfor %}
 <td>{{ scores[0].n | count }}</td></tr>
 {% endfor %}
 </tbody>
 {% endfor %}
-{% endfor %}
 </table>
 {% endcall %}
+{% endfor %}
+</div>
 {% endif %}
 </section>
 
@@ -112,13 +119,18 @@ PAGE = """
 
 <section aria-labelledby="cross-site">
 <h2 id="cross-site">Cross-site results</h2>
+{% if heat_maps %}
+<p class="soft">Each model (rows) on each site's own test patients (columns). Darker is better, from 0.5
+  (chance) to 1. Outlined: a site's own model on its own patients. A dash: the model or the site does not know
+  the organ.</p>
+{% endif %}
+<div class="halves">
 {% for map in heat_maps %}
 {% call box("Cross-site " ~ map.metric ~ ", " ~ map.organ) %}
 <table class="grid heat">
-<caption>{{ map.organ }}: {{ map.metric }} of each model (rows) on each site's test patients (columns). Darker is better,
-  from 0.5 (chance) to 1. Outlined: a site's own model on its own patients. – : not applicable.</caption>
+<caption>{{ map.organ }}, {{ map.metric }}</caption>
 <thead><tr><th scope="col" class="text">Model</th>
-{% for c in map.columns %}<th scope="col">{{ c.name }}{% if c.external %}<small>external</small>{% endif %}</th>{% endfor %}
+{% for c in map.columns %}<th scope="col">{{ site(c) }}</th>{% endfor %}
 </tr></thead>
 <tbody>
 {% for row in map.rows %}
@@ -128,6 +140,7 @@ PAGE = """
 </tbody></table>
 {% endcall %}
 {% else %}{{ missing("cross-site results") }}{% endfor %}
+</div>
 </section>
 
 <section aria-labelledby="sites">
@@ -135,14 +148,12 @@ PAGE = """
 {% if summary.sites %}
 {% call box("Sites") %}
 <table class="sites">
-<thead><tr><th scope="col" class="text">Site</th><th scope="col" class="text">Scanner</th>
-<th scope="col" class="text">Organs</th><th scope="col">Training studies</th><th scope="col">Validation</th>
-<th scope="col">Test</th><th scope="col" class="text">Role</th></tr></thead>
+{{ head(["Site", "Scanner", "Organs", "Training studies", "Validation", "Test", "Role"], text=[0, 1, 2, 6]) }}
 <tbody>
 {% for s in summary.sites %}
 <tr><th scope="row">{{ s.name }}</th><td class="text">{{ s.scanner or "–" }}</td>
 <td class="text">{{ (s.organs or []) | join(", ") or "–" }}</td>
-{% for split in ("train", "val", "test") %}<td>{{ (s.studies or {}).get(split) | count }}</td>{% endfor %}
+{% for split in ("train", "val", "test") %}<td>{{ (s.studies or {})[split] | count }}</td>{% endfor %}
 <td class="text">{{ "external: never trained on" if s.external else "trains" }}</td></tr>
 {% endfor %}
 </tbody></table>
@@ -153,27 +164,33 @@ PAGE = """
 <section aria-labelledby="ownership">
 <h2 id="ownership">Who owns which modality</h2>
 {% if ownership.modalities %}
-<p>A site trains, sends and receives only the module groups of the modalities it owns. The fewer owners, the fewer
-  patients behind an encoder.</p>
+<p>A site trains, sends and receives only the module groups of the modalities it owns. The fewer owners, the
+  fewer patients behind an encoder.</p>
 {% call box("Modalities by site") %}
 <table class="grid owners">
 <caption>Volumes per site and modality. Shaded: owned.</caption>
 <thead>
 {% if ownership.groups | length > 1 or ownership.groups[0][0] %}
-<tr><td></td>{% for organ, span in ownership.groups %}<th scope="colgroup" colspan="{{ span }}">{{ organ or "other" }}</th>{% endfor %}</tr>
+<tr><td></td>
+{% for organ, span in ownership.groups %}
+<th scope="colgroup" colspan="{{ span }}">{{ organ or "other" }}</th>
+{% endfor %}</tr>
 {% endif %}
-<tr><th scope="col" class="text">Site</th>{% for m in ownership.modalities %}<th scope="col">{{ m }}</th>{% endfor %}</tr>
+<tr><th scope="col" class="text">Site</th>
+{% for m in ownership.modalities %}<th scope="col">{{ m }}</th>{% endfor %}</tr>
 </thead>
 <tbody>
 {% for row in ownership.rows %}
-<tr><th scope="row">{{ row.name }}{% if row.external %} <small>external</small>{% endif %}</th>
+<tr><th scope="row">{{ site(row) }}</th>
 {% for cell in row.cells %}
-{% if cell.owned %}<td class="has">{% if cell.volumes is none %}✓<span class="hidden"> owned</span>{% else %}{{ cell.volumes | count }}{% endif %}</td>
-{% else %}<td class="none"><span class="hidden">not owned</span></td>{% endif %}
+{% if not cell.owned %}<td class="none"><span class="hidden">not owned</span></td>
+{% elif cell.volumes is none %}<td class="has">✓<span class="hidden"> owned</span></td>
+{% else %}<td class="has">{{ cell.volumes | count }}</td>{% endif %}
 {% endfor %}</tr>
 {% endfor %}
 </tbody>
-<tfoot><tr><th scope="row">Training sites that own it</th>{% for n in ownership.owners %}<td>{{ n }}</td>{% endfor %}</tr></tfoot>
+<tfoot><tr><th scope="row">Training sites that own it</th>
+{% for n in ownership.owners %}<td>{{ n }}</td>{% endfor %}</tr></tfoot>
 </table>
 {% endcall %}
 {% else %}{{ missing("modalities") }}{% endif %}
@@ -185,8 +202,7 @@ PAGE = """
 {% call box("Participation by site") %}
 <table class="participation">
 <caption>Over {{ participation.rounds }} federated rounds.</caption>
-<thead><tr><th scope="col" class="text">Site</th><th scope="col">Returned</th><th scope="col">Missing</th>
-<th scope="col">Refused</th><th scope="col">Last training loss</th><th scope="col">Training per round, median</th></tr></thead>
+{{ head(["Site", "Returned", "Missing", "Refused", "Last training loss", "Time per round"], text=[0]) }}
 <tbody>
 {% for r in participation.rows %}
 <tr><th scope="row">{{ r.site }}</th><td>{{ r.returned }}</td><td>{{ r.missing }}</td><td>{{ r.refused }}</td>
@@ -195,12 +211,13 @@ PAGE = """
 </tbody></table>
 {% endcall %}
 {% if participation.events %}
-<h3>Rounds that some site missed</h3>
+<h3>Rounds without every site</h3>
 <ul>
 {% for e in participation.events %}
 <li>{{ e.stage }}, round {{ e.round }}:{% if e.missing %} missing {{ e.missing | listed }}{% endif %}
 {% if e.missing and e.refused %};{% endif %}
-{% for r in e.refused or [] %} {{ r.site }} refused ({{ r.reason }}){% if not loop.last %},{% endif %}{% endfor %}</li>
+{% for r in e.refused or [] %} {{ r.site }} refused ({{ r.reason }}){{ "" if loop.last else "," }}{% endfor %}
+</li>
 {% endfor %}
 </ul>
 {% if participation.more %}<p class="soft">And {{ participation.more }} more.</p>{% endif %}
@@ -211,7 +228,8 @@ PAGE = """
 <section aria-labelledby="examples">
 <h2 id="examples">Example patients</h2>
 {% if examples %}
-<p>Test patients with what the federated model says of them. The report is shown for comparison; the model did not read it.</p>
+<p>Test patients with what the federated model says of them. The report is shown for comparison; the model did
+  not read it.</p>
 <div class="examples">
 {% for e in examples %}
 {% set told = e.probabilities or {} %}
@@ -219,8 +237,10 @@ PAGE = """
 <h3>{{ e.site or "–" }}, {{ e.organ or "–" }}, patient {{ e.patient or "–" }}</h3>
 <div class="slices">
 {% for m in e.modalities or [] %}
-<figure>{% if m.uri %}<img src="{{ m.uri }}" alt="{{ m.name }} slice of {{ e.organ }} of patient {{ e.patient }}">
-{% else %}<p class="soft">no picture</p>{% endif %}<figcaption>{{ m.name }}</figcaption></figure>
+<figure>
+{% if m.uri %}<img src="{{ m.uri }}" alt="{{ m.name }} slice, {{ e.organ }}, patient {{ e.patient }}">
+{% else %}<p class="soft">no picture</p>{% endif %}
+<figcaption>{{ m.name }}</figcaption></figure>
 {% endfor %}
 </div>
 <blockquote>{{ e.report or "No report." }}</blockquote>
@@ -228,7 +248,8 @@ PAGE = """
 <caption>Predicted probability. Truth: {{ e.abnormality | default("–", true) | words }}.</caption>
 <tbody>
 {% for name, p in told | dictsort(by="value", reverse=true) if p is not none %}
-<tr{% if name == e.abnormality %} class="truth"{% endif %}><th scope="row">{{ name | words }}{% if name == e.abnormality %} (truth){% endif %}</th>
+{% set truth = name == e.abnormality %}
+<tr{{ ' class=truth' if truth }}><th scope="row">{{ name | words }}{{ " (truth)" if truth }}</th>
 <td>{{ bar(p) }}</td><td>{{ p | number(2) }}</td></tr>
 {% else %}<tr><td class="text">–</td></tr>{% endfor %}
 </tbody></table>
@@ -239,7 +260,9 @@ PAGE = """
 </section>
 {% include "costs.html" %}
 </main>
-<footer class="soft"><p>Figures come from this run's summary.json and metrics.jsonl. – means that a figure is missing.</p></footer>
+<footer class="soft">
+<p>Figures come from this run's summary.json and metrics.jsonl. A dash: the figure is missing.</p>
+</footer>
 </body>
 </html>
 """

@@ -1,4 +1,4 @@
-"""Parts of the report's page: macros that every section uses, and the sections on traffic, time, privacy, settings."""
+"""Parts of the report's page: the macros, and the sections on traffic, time, privacy and settings."""
 
 MACROS = """
 {% macro box(label) %}
@@ -8,20 +8,20 @@ MACROS = """
 {% endmacro %}
 
 {% macro bar(share) %}
-<span class="bar" aria-hidden="true"><i style="width: {{ '%.1f' % (100 * ([0, [share or 0, 1] | min] | max)) }}%"></i></span>
+<span class="bar" aria-hidden="true"><i style="width: {{ "%.1f" % (100 * share) }}%"></i></span>
 {% endmacro %}
 
 {% macro scored(s) %}
-{{ s.value | number }}{% if s.has_interval %}<small>{{ interval(s) }}</small>{% endif %}
+{{ s.value | number }}{% if s.interval %}<small>{{ s.interval | interval }}</small>
+{% elif s.spread %}<small>{{ s.spread | spread }}</small>{% endif %}
 {% endmacro %}
-
-{% macro interval(s) %}{{ s.low | interval(s.high) }}{% endmacro %}
 
 {% macro legend(conditions) %}
 <ul class="legend" aria-label="Legend">
 {% for c in conditions %}
+{% set dashes = {"-": "none", "--": "7 3", "-.": "8 3 2 3", ":": "2 3"} %}
   <li><svg viewBox="0 0 38 14" aria-hidden="true"><line x1="0" y1="7" x2="38" y2="7" stroke="{{ c.colour }}"
-    stroke-width="2" stroke-dasharray="{{ {'-': 'none', '--': '7 3', '-.': '8 3 2 3', ':': '2 3'}[c.dash] }}"/>
+    stroke-width="2" stroke-dasharray="{{ dashes[c.dash] }}"/>
     {% if c.marker == 'o' %}<circle cx="19" cy="7" r="4.5" fill="{{ c.colour }}"/>
     {% elif c.marker == 's' %}<rect x="15" y="3" width="8" height="8" fill="{{ c.colour }}"/>
     {% elif c.marker == '^' %}<path d="M19 2 L24 11 L14 11 Z" fill="{{ c.colour }}"/>
@@ -29,6 +29,17 @@ MACROS = """
     </svg>{{ c.label }}</li>
 {% endfor %}
 </ul>
+{% endmacro %}
+
+{% macro head(names, text) %}
+<thead><tr>
+{% for name in names %}<th scope="col"{{ " class=text" if loop.index0 in text }}>{{ name }}</th>
+{% endfor %}
+</tr></thead>
+{% endmacro %}
+
+{% macro site(s) %}
+{{ s.name }}{% if s.external and s.name | lower != "external" %}<small>external</small>{% endif %}
 {% endmacro %}
 
 {% macro missing(what) %}<p class="soft">This run holds no {{ what }}.</p>{% endmacro %}
@@ -43,23 +54,33 @@ COSTS = """
 <tbody>
 <tr><th scope="row">Server to sites</th><td>{{ communication.bytes_down | size }}</td></tr>
 <tr><th scope="row">Sites to server</th><td>{{ communication.bytes_up | size }}</td></tr>
-<tr><th scope="row">The full model, once</th><td>{{ communication.bytes_full_model | size }}</td></tr>
+<tr><th scope="row">All module groups, once</th><td>{{ communication.bytes_full_model | size }}</td></tr>
 </tbody></table>
 {% endcall %}
-{% if communication.groups %}
-<h3>Sent up, by module group</h3>
-{% call box("Bytes by module group") %}
-<table class="groups">
-<thead><tr><th scope="col" class="text">Module group</th><th scope="col">Sent up</th><th scope="col" class="text">Share of the largest</th></tr></thead>
-<tbody>
-{% for g in communication.groups %}
-<tr><th scope="row">{{ g.name }}</th><td>{{ g.bytes | size }}</td><td>{{ bar(g.share) }}</td></tr>
-{% endfor %}
-</tbody></table>
-{% endcall %}
+{% if communication.bytes_if_whole %}
+<p>Had each of the {{ communication.updates | count }} updates carried every module group, sites would have
+  sent {{ communication.bytes_if_whole | size }}. They sent {{ communication.share_of_whole | percent(0) }} of
+  it.</p>
 {% endif %}
 <p class="soft">The frozen text encoder never travels. 1 MB is a million bytes.</p>
 {% else %}{{ missing("record of communication") }}{% endif %}
+</section>
+
+<section aria-labelledby="model">
+<h2 id="model">Module groups</h2>
+{% if groups %}
+<p>What travels as one. Only the owners of a module group send and receive it.</p>
+{% call box("Module groups") %}
+<table class="groups">
+{{ head(["Module group", "Parameters", "Size", "Sent up in all", "Against the largest"], text=[0, 4]) }}
+<tbody>
+{% for g in groups %}
+<tr><th scope="row">{{ g.name }}</th><td>{{ g.parameters | count }}</td><td>{{ g.size | size }}</td>
+<td>{{ g.sent | size }}</td><td>{{ bar(g.share) }}</td></tr>
+{% endfor %}
+</tbody></table>
+{% endcall %}
+{% else %}{{ missing("list of module groups") }}{% endif %}
 </section>
 
 <section aria-labelledby="timing">
@@ -67,7 +88,7 @@ COSTS = """
 {% if timing %}
 {% call box("Timing") %}
 <table class="timing">
-<thead><tr><th scope="col" class="text">Phase</th><th scope="col">Time</th><th scope="col" class="text">Against the longest</th></tr></thead>
+{{ head(["Phase", "Time", "Against the longest"], text=[0, 2]) }}
 <tbody>
 {% for p in timing.phases %}
 <tr><th scope="row">{{ p.name }}</th><td>{{ p.seconds | duration }}</td><td>{{ bar(p.share) }}</td></tr>
@@ -75,13 +96,17 @@ COSTS = """
 </tbody>
 <tbody>
 <tr><th scope="row">Whole run, wall clock</th><td>{{ timing.wall_s | duration }}</td><td></td></tr>
-<tr><th scope="row">Round, median of {{ timing.rounds }}</th><td>{{ timing.round_median_s | duration }}</td><td></td></tr>
+<tr><th scope="row">Round, median of {{ timing.rounds }}</th>
+<td>{{ timing.round_median_s | duration }}</td><td></td></tr>
 <tr><th scope="row">Longest round</th><td>{{ timing.round_longest_s | duration }}</td><td></td></tr>
 <tr><th scope="row">Overhead share</th><td>{{ timing.overhead_share | percent }}</td><td></td></tr>
+{% if summary.peak_memory_mb %}
+<tr><th scope="row">Peak memory</th><td>{{ (summary.peak_memory_mb * 1e6) | size }}</td><td></td></tr>
+{% endif %}
 </tbody></table>
 {% endcall %}
-<p class="soft">Methods run side by side, so phases may overlap. Overhead: the share of the rounds' time that is not
-  training.</p>
+<p class="soft">Methods run side by side, so phases overlap and do not add up. Overhead: the share of the
+  federated rounds' time that is neither training nor validation at a site.</p>
 {% else %}{{ missing("timing") }}{% endif %}
 </section>
 
@@ -90,33 +115,16 @@ COSTS = """
 {% if summary.privacy %}
 {% call box("Privacy") %}
 <table class="privacy">
-<thead><tr><th scope="col" class="text">Site</th><th scope="col">ε spent</th><th scope="col">ε budget</th>
-<th scope="col">δ</th><th scope="col" class="text">Unit</th></tr></thead>
+{{ head(["Site", "ε spent", "ε budget", "δ", "Unit"], text=[0, 4]) }}
 <tbody>
-{% for site, p in summary.privacy.items() %}
-<tr><th scope="row">{{ site }}</th><td>{{ p.epsilon_spent | number(2) }}</td><td>{{ p.epsilon_budget | number(2) }}</td>
-<td>{{ "%.0e" % p.delta if p.delta else "–" }}</td><td class="text">{{ p.unit or "–" }}</td></tr>
+{% for name, p in summary.privacy.items() %}
+<tr><th scope="row">{{ name }}</th><td>{{ p.epsilon_spent | number(2) }}</td>
+<td>{{ p.epsilon_budget | number(2) }}</td><td>{{ "%.0e" % p.delta if p.delta else "–" }}</td>
+<td class="text">{{ p.unit or "–" }}</td></tr>
 {% endfor %}
 </tbody></table>
 {% endcall %}
 {% else %}<p>Off. No differential privacy was applied, so there is no budget to show.</p>{% endif %}
-</section>
-
-<section aria-labelledby="model">
-<h2 id="model">Model</h2>
-{% if (summary.model or {}).groups %}
-{% call box("Module groups") %}
-<table class="model">
-<caption>{{ summary.model.name or "–" }}, {{ summary.model.parameters | count }} parameters in
-  {{ summary.model.groups | length }} module groups.</caption>
-<thead><tr><th scope="col" class="text">Module group</th><th scope="col">Parameters</th><th scope="col">Size, MB</th></tr></thead>
-<tbody>
-{% for g in summary.model.groups %}
-<tr><th scope="row">{{ g.name }}</th><td>{{ g.parameters | count }}</td><td>{{ g.megabytes | number(3) }}</td></tr>
-{% endfor %}
-</tbody></table>
-{% endcall %}
-{% else %}{{ missing("list of module groups") }}{% endif %}
 </section>
 
 <section aria-labelledby="configuration">

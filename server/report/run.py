@@ -1,4 +1,4 @@
-"""Reads a run's folder for the report: summary, metric lines, configuration and examples, with every NaN made None.
+"""Reads a run's folder for the report: summary, metric lines, settings, examples; every NaN is made None.
 
 A run may have been cut short, so everything but `summary.json` may be absent or end in the middle of a line.
 """
@@ -18,7 +18,7 @@ MAX_IMAGE_BYTES = 2_000_000
 
 @dataclass(frozen=True)
 class Run:
-    """What the report is made from. `rounds`: one dict per finished round; `examples`: with images as data URIs."""
+    """What the report is made from. rounds: a dict per finished round. examples: with images as data URIs."""
 
     summary: dict[str, Any]
     rounds: list[dict[str, Any]]
@@ -39,7 +39,7 @@ def read_run(run_dir: Path) -> Run:
 
 
 def _clean(value: Any) -> Any:
-    """The same JSON with every number that is not finite made None: a missing figure is never drawn as one."""
+    """The same JSON with every number that is not finite made None: a gap is never drawn as a figure."""
     if isinstance(value, dict):
         return {str(k): _clean(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -48,7 +48,7 @@ def _clean(value: Any) -> Any:
 
 
 def _rounds(path: Path) -> list[dict[str, Any]]:
-    """The metric lines; a round that was repeated after a resume counts once, with its last values."""
+    """The metric lines; a round repeated after a resume counts once, with its last values."""
     if not path.is_file():
         return []
     latest: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -59,7 +59,7 @@ def _rounds(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             continue  # the last line of a run that was killed
         latest[key] = row
-    return [latest[k] for k in sorted(latest)]
+    return list(latest.values())
 
 
 def _examples(folder: Path) -> list[dict[str, Any]]:

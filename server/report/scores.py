@@ -1,7 +1,8 @@
-"""Test scores out of `summary.json`: condition x test set x organ x measure -> value, interval, number of patients."""
+"""Test scores out of `summary.json`: condition, test set, organ, measure -> value, interval, patients."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ class Condition:
     dash: str
 
 
-# Colours are of Okabe and Ito's colour-blind-safe set, those with a contrast of 3:1 or more on white; marker and dash
-# tell the conditions apart in grey print.
+# Colours of Okabe and Ito's colour-blind-safe set, darkened where needed to a contrast of 3:1 on white;
+# marker and dash tell the conditions apart in grey print.
 CONDITIONS = {
     c.key: c
     for c in (
@@ -49,31 +50,37 @@ TEST_SETS = (
     TestSet("metrics_external", "External hospital", "a hospital that took no part in training"),
 )
 
+LOCAL = re.compile(r"local[-:]")
 MEASURES = {"auroc": "AUROC", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro F1"}
 
 
 @dataclass(frozen=True)
 class Score:
-    """One figure with its interval and its number of test patients; whatever is not known is None."""
+    """One figure and its number of test patients; whatever is not known is None.
+
+    interval: 95 %, over resampled patients. spread: least and greatest, where the value is a mean over sites.
+    """
 
     value: float | None = None
-    low: float | None = None
-    high: float | None = None
+    interval: tuple[float, float] | None = None
+    spread: tuple[float, float] | None = None
     n: int | None = None
 
-    @property
-    def has_interval(self) -> bool:
-        """Whether both ends are known."""
-        return self.low is not None and self.high is not None
 
-
-def score(
-    summary: dict[str, Any], test_set: str, condition: str, organ: str, measure: str = "auroc"
-) -> Score:
+def score(summary: dict[str, Any], test_set: str, condition: str, organ: str, measure: str = "auroc") -> Score:
     """Look one score up; everything is None when the run does not hold it."""
     entry = ((summary.get(test_set) or {}).get(condition) or {}).get(organ) or {}
-    low, high = entry.get(f"{measure}_ci") or (None, None)
-    return Score(entry.get(measure), low, high, entry.get("n"))
+    interval, spread = _ends(entry.get(f"{measure}_ci")), _ends(entry.get(f"{measure}_range"))
+    return Score(entry.get(measure), interval, spread, entry.get("n"))
+
+
+def _ends(pair: Any) -> tuple[float, float] | None:
+    return (pair[0], pair[1]) if pair and None not in pair else None
+
+
+def family(model: str) -> str:
+    """The condition that a model belongs to: `local` for a single site's (`local-H1`), else itself."""
+    return "local" if LOCAL.match(model) else model
 
 
 def organs(summary: dict[str, Any]) -> list[str]:

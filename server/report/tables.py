@@ -1,4 +1,4 @@
-"""The report's tables as plain rows for the template: scores, cross-site heat map, ownership, participation, traffic, time."""
+"""The report's tables as plain rows for the page: scores, heat map, ownership, participation, costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from server.report.formats import number
-from server.report.scores import MEASURES, Condition, Score, TestSet, conditions, score, test_sets
+from server.report.scores import LOCAL, MEASURES, Condition, Score, TestSet, conditions, score, test_sets
 
 Row = dict[str, Any]
 
@@ -17,12 +17,12 @@ HEAT_RAMP = ((0xF4, 0xF8, 0xFC), (0x08, 0x45, 0x86))  # one hue, light to dark: 
 MAX_EVENTS = 40  # rounds with a missing site that are listed one by one
 
 PHASES = {
-    "import_s": "Start-up and imports",
     "generate_s": "Making or finding the data",
-    "prepare_s": "Preparing volumes and text",
-    "train_s": "Training",
-    "evaluate_s": "Evaluation",
-    "report_s": "Report",
+    "import_s": "Federated: start-up and imports",
+    "prepare_s": "Federated: preparing volumes",
+    "train_s": "Federated: all rounds",
+    "evaluate_s": "Federated: predicting every test set",
+    "conditions_s": "All methods, side by side",
 }
 
 
@@ -55,16 +55,18 @@ def score_table(summary: Row, organ: str) -> ScoreTable:
 
 def _patients(summary: Row, test_set: TestSet, organ: str, kinds: list[Condition]) -> str:
     """`n = 168`; a range when conditions were scored on different numbers of patients."""
-    found = {score(summary, test_set.key, c.key, organ).n for c in kinds} - {None}
-    numbers = sorted(n for n in found if n is not None)
+    scores = [score(summary, test_set.key, c.key, organ) for c in kinds]
+    numbers = sorted({s.n for s in scores if s.n is not None})
     if not numbers:
         return ""
+    if all(s.spread for s in scores if s.value is not None):
+        return f"n ≤ {numbers[-1]} per site"
     return f"n = {numbers[0]}" if len(numbers) == 1 else f"n = {numbers[0]} to {numbers[-1]}"
 
 
 def local_site(model: str, sites: list[str]) -> str | None:
-    """The site that a cross-site row's model was trained at alone: `local:H1` and `H1` are H1's; None for the others."""
-    name = model.removeprefix("local:")
+    """The site that a model was trained at alone: H1 for `local-H1` and for `H1`; None for the others."""
+    name = LOCAL.sub("", model, count=1)
     return name if name in sites else None
 
 
@@ -102,12 +104,18 @@ def _heat(value: float | None) -> Row:
     return {
         "text": number(value, 2),
         "background": "#{:02x}{:02x}{:02x}".format(*rgb),
-        "colour": "#ffffff" if share > 0.52 else "#111111",
+        "colour": "#ffffff" if _luminance(rgb) < 0.179 else "#111111",
     }
 
 
+def _luminance(rgb: list[int]) -> float:
+    """Relative luminance as WCAG defines it; below 0.179 white text has more contrast than black."""
+    linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
 def ownership(summary: Row) -> Row:
-    """Who owns which modality: training volumes per site and modality, the modalities grouped by organ where that is plain."""
+    """Who owns which modality: volumes per site and modality, grouped by organ where that is plain."""
     sites = summary.get("sites") or []
     seen: dict[str, set[str]] = {}
     # Longest list first: a site that owns everything gives the vocabulary's order.
@@ -130,7 +138,7 @@ def ownership(summary: Row) -> Row:
 
 
 def participation(summary: Row, rounds: list[Row]) -> Row:
-    """Which sites returned an update, which were missing and which refused; and the rounds where that was not all."""
+    """Which sites returned an update, were missing or refused; and the rounds without every site."""
     entries = summary.get("participation") or [r for r in rounds if r.get("condition") == "federated"]
     returned: Counter[str] = Counter()
     missing: Counter[str] = Counter()
@@ -148,7 +156,12 @@ def participation(summary: Row, rounds: list[Row]) -> Row:
         {"site": s, "returned": returned[s], "missing": missing[s], "refused": refused[s], **_last(s, rounds)}
         for s in sorted(names)
     ]
-    return {"rounds": len(entries), "rows": rows, "events": events[:MAX_EVENTS], "more": len(events[MAX_EVENTS:])}
+    return {
+        "rounds": len(entries),
+        "rows": rows,
+        "events": events[:MAX_EVENTS],
+        "more": len(events[MAX_EVENTS:]),
+    }
 
 
 def _last(site: str, rounds: list[Row]) -> Row:
@@ -160,14 +173,30 @@ def _last(site: str, rounds: list[Row]) -> Row:
 
 
 def communication(summary: Row) -> Row | None:
-    """Bytes both ways and per module group, largest first."""
+    """Bytes both ways, and what sites would have sent had every update carried every module group."""
     traffic = summary.get("communication")
     if not traffic:
         return None
-    groups = sorted((traffic.get("per_group") or {}).items(), key=lambda kv: -(kv[1] or 0))
-    largest = max((v or 0 for _, v in groups), default=0)
-    rows = [{"name": k, "bytes": v, "share": (v or 0) / largest if largest else 0} for k, v in groups]
-    return {**traffic, "groups": rows}
+    updates = sum(len(entry.get("returned") or []) for entry in summary.get("participation") or [])
+    full, up = traffic.get("bytes_full_model"), traffic.get("bytes_up")
+    whole = updates * full if updates and full else None
+    share = up / whole if whole and up is not None else None
+    return {**traffic, "updates": updates, "bytes_if_whole": whole, "share_of_whole": share}
+
+
+def module_groups(summary: Row) -> list[Row]:
+    """What travels as one: parameters, size and bytes sent up, in the model's order."""
+    sent = (summary.get("communication") or {}).get("per_group") or {}
+    known = {str(g["name"]): g for g in (summary.get("model") or {}).get("groups") or []}
+    largest = max((v for v in sent.values() if v), default=0)
+    rows = []
+    for name in [*known, *(n for n in sent if n not in known)]:
+        group = known.get(name, {})
+        megabytes, up = group.get("megabytes"), sent.get(name)
+        size = None if megabytes is None else 1e6 * megabytes
+        share = up / largest if up and largest else 0
+        rows.append({"name": name, "parameters": group.get("parameters"), "size": size, "sent": up, "share": share})
+    return rows
 
 
 def timing(summary: Row) -> Row | None:

@@ -2,216 +2,236 @@
 
 from __future__ import annotations
 
+import html
 import json
-import math
 import re
 import shutil
 import struct
 import subprocess
-import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from report_run import entry, full_summary, write_run
 
 from server.report import headline_figure, write_report
 
-BRAIN = ["T1", "T1ce", "T2", "FLAIR"]
-LIVER = ["T2WI", "DWI", "InPhase", "OutPhase", "C-pre", "C+A", "C+V", "C+Delay"]
-HOSTILE = "H6<script>alert(1)</script>"
-SITES = {
-    "H1": BRAIN,
-    "H2": ["T1", "T2", "FLAIR"],
-    "H3": ["T1ce", "FLAIR", "C-pre", "C+A", "C+V", "C+Delay"],
-    "H4": ["T1", "T2", "T2WI", "DWI", "InPhase", "OutPhase"],
-    "H5": LIVER,
-    HOSTILE: ["C+A", "C+V", "T2WI", "DWI"],
-}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: scripts/install_chromium.sh")
 
 
-def organs_of(modalities: list[str]) -> list[str]:
-    return [o for o, own in (("brain", BRAIN), ("liver", LIVER)) if set(own) & set(modalities)]
+BARE = {
+    "schema_version": 1,
+    "status": "interrupted",
+    "seed": None,
+    "engine": None,
+    "sites": [{"name": "A", "modalities": ["T1"], "studies": {"train": 3, "val": None, "test": None}}],
+    "stages": {"pretrain": {"rounds": 0, "loss": []}, "finetune": {"rounds": 1, "loss": [None]}},
+    "metrics": {
+        "federated": {"brain": {"auroc": 0.8, "macro_f1": None}},
+        "local": None,
+        "pooled": None,
+        "naive": None,
+    },
+    "metrics_own": None,
+    "metrics_external": {"federated": {"brain": {"auroc": None, "auroc_ci": None, "n": 0}}},
+    "cross_site": {
+        "models": ["federated"],
+        "sites": ["A"],
+        "metric": "auroc",
+        "organ": {"brain": [[None]], "liver": []},
+    },
+    "model": {"name": None, "parameters": None, "groups": None},
+    "privacy": {"A": {"epsilon_spent": 1.25, "epsilon_budget": 3, "delta": 1e-5, "unit": "patient"}},
+    "communication": {"bytes_down": None, "bytes_up": None, "bytes_full_model": None},
+    "timing": {"wall_s": None, "train_s": None, "overhead_share": None, "rounds": []},
+}
+# What Flower's own app leaves: no data, no sites, no scores.
+FLOWER = {
+    "schema_version": 1,
+    "status": "completed",
+    "seed": 0,
+    "engine": "flower",
+    "communication": {"bytes_up": 1},
+}
 
 
-def entry(auroc: float, n: int, width: float = 0.03) -> dict[str, Any]:
-    return {
-        "auroc": auroc,
-        "auroc_ci": [auroc - width, min(auroc + width, 0.999)],
-        "balanced_accuracy": auroc - 0.1,
-        "balanced_accuracy_ci": [auroc - 0.15, auroc - 0.05],
-        "macro_f1": auroc - 0.12,
-        "n": n,
-    }
-
-
-def cross_site() -> dict[str, Any]:
-    sites = [*SITES, "external"]
-    models = ["federated", "pooled", "naive", *(f"local:{s}" for s in SITES)]
-    tables = {}
-    for organ in ("brain", "liver"):
-        has = [organ in organs_of(SITES.get(s, [*BRAIN, *LIVER])) for s in sites]
-        rows: list[list[float | None]] = []
-        for i, model in enumerate(models):
-            trained = i < 3 or has[i - 3]
-            own = model.removeprefix("local:")
-            base = 0.9 - 0.02 * i if i < 3 else 0.72 + 0.013 * i
-            rows.append(
-                [
-                    (0.97 if s == own else base - 0.01 * j) if trained and ok else None
-                    for j, (s, ok) in enumerate(zip(sites, has, strict=True))
-                ]
-            )
-        tables[organ] = rows
-    return {"models": models, "sites": sites, "metric": "auroc", "organ": tables}
-
-
-def curve(start: float, end: float, rounds: int) -> list[float]:
-    return [end + (start - end) * math.exp(-i / 3) + 0.02 * math.sin(2.3 * i) for i in range(rounds)]
-
-
-def stages(worse: float) -> dict[str, Any]:
-    finetune = {"rounds": 12, "loss": curve(0.9, 0.3 + worse, 12), "val_score": curve(0.5, 0.92 - worse, 12)}
-    return {
-        "pretrain": {"rounds": 8, "loss": curve(2.6, 1.1 + worse, 8), "val_loss": curve(2.6, 1.3, 8)},
-        "finetune": finetune,
-    }
-
-
-def full_summary() -> dict[str, Any]:
-    def scores(brain: float, liver: float, n: int) -> dict[str, Any]:
-        return {"brain": entry(brain, n), "liver": entry(liver, n)}
-
-    groups = [*(f"encoder/{m}" for m in (*BRAIN, *LIVER)), "fusion", "head/brain", "head/liver"]
-    return {
-        "schema_version": 1,
-        "status": "completed",
-        "seed": 0,
-        "engine": "inprocess",
-        "data": {
-            "kind": "phantom",
-            "note": "Lesion regions of a brain and an abdomen phantom.",
-            "difficulty": {"scanner_strength": 0.4, "lesion_scale": 1.25, "confounders": 1.0},
-        },
-        "model": {
-            "name": "tiny",
-            "parameters": 985_000,
-            "groups": [{"name": g, "parameters": 65_000, "megabytes": 0.26} for g in groups],
-        },
-        "sites": [
-            {
-                "name": s,
-                "modalities": m,
-                "organs": organs_of(m),
-                "studies": {"train": 80 * len(organs_of(m)), "val": 16, "test": 28},
-                "scanner": f"{'1.5' if i % 2 else '3'} T, vendor {'ABC'[i % 3]}",
-                "external": s == "external",
-                "volumes": {k: 68 + 2 * i for k in m},
-            }
-            for i, (s, m) in enumerate({**SITES, "external": [*BRAIN, *LIVER]}.items())
-        ],
-        "stages": stages(0.0),
-        "baseline_stages": {"pooled": stages(-0.05), "naive": stages(0.08)},
-        "metrics": {
-            "federated": scores(0.945, 0.839, 168),
-            "local": scores(0.835, 0.696, 168),
-            "pooled": scores(0.967, 0.847, 168),
-            "naive": scores(0.915, 0.801, 168),
-        },
-        "metrics_own": {
-            "federated": scores(0.905, 0.856, 112),
-            "local": scores(0.964, 0.808, 112),
-            "pooled": None,
-            "naive": scores(0.94, 0.856, 112),
-        },
-        "metrics_external": {
-            "federated": scores(0.919, 0.924, 70),
-            "local": scores(0.804, 0.752, 70),
-            "pooled": scores(0.953, 0.9, 70),
-            "naive": scores(0.9, 0.896, 70),
-        },
-        "cross_site": cross_site(),
-        "privacy": None,
-        "participation": [
-            {
-                "stage": "pretrain" if i < 8 else "finetune",
-                "round": i % 8 + 1,
-                "returned": [s for s in SITES if (s, i) != ("H2", 4)],
-                "missing": ["H2"] if i == 4 else [],
-                "refused": [{"site": HOSTILE, "reason": "policy <i>no</i>"}] if i == 9 else [],
-            }
-            for i in range(20)
-        ],
-        "communication": {
-            "bytes_down": 212_000_000,
-            "bytes_up": 198_000_000,
-            "bytes_full_model": 3_940_000,
-            "per_group": {g: 9_000_000 - 400_000 * i for i, g in enumerate(groups)},
-        },
-        "timing": {
-            "wall_s": 281.4,
-            "import_s": 6.1,
-            "generate_s": 31.0,
-            "prepare_s": 12.4,
-            "train_s": 214.0,
-            "evaluate_s": 14.2,
-            "report_s": 2.2,
-            "overhead_share": 0.021,
-            "rounds": [8.0 + 0.2 * i for i in range(20)],
-        },
-    }
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """An 8-bit grey PNG."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    height, width = pixels.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(np.uint8))
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def write_run(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "summary.json").write_text(json.dumps(full_summary()))
-    (folder / "config.yaml").write_text("seed: 0\n" + "".join(f"key_{i}: value {i}\n" for i in range(60)))
-    lines = []
-    for condition, worse in (("federated", 0.0), ("pooled", -0.05), ("naive", 0.08), ("local:H1", 0.1), ("local:H2", 0.2)):
-        for stage, figures in stages(worse).items():
-            for i in range(figures["rounds"]):
-                row = {"condition": condition, "stage": stage, "round": i + 1, "val_loss": -1, "val_score": math.nan}
-                row |= {k: v[i] for k, v in figures.items() if k != "rounds"}
-                row["sites"] = {s: {"loss": row["loss"], "train_s": 1.2} for s in SITES}
-                lines.append(json.dumps(row))
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"condition": "feder')
-    (folder / "examples").mkdir()
-    y, x = np.mgrid[-1:1:48j, -1:1:48j]
-    examples = []
-    for i, (organ, modalities) in enumerate((("brain", BRAIN), ("liver", LIVER), ("brain", ["T2", "FLAIR"]))):
-        slices = []
-        for j, m in enumerate(modalities):
-            image = 40 + 120 * (x**2 + y**2 < 0.8) + (60 if j % 2 else -90) * ((x - 0.3) ** 2 + y**2 < 0.06)
-            name = f"{i}_{j}.png"
-            (folder / "examples" / name).write_bytes(png(np.clip(image, 0, 255)))
-            slices.append({"name": m, "image": name})
-        names = ["no_tumour", "tumour"] if organ == "brain" else ["hemangioma", "icc", "abscess", "hcc"]
-        examples.append(
-            {
-                "site": "H1",
-                "organ": organ,
-                "patient": f"{organ}-{i:03d}",
-                "abnormality": names[-1],
-                "report": "Ring-enhancing mass with oedema in the left frontal lobe, about 3 cm. <img src=x onerror=1>",
-                "probabilities": {n: (k + 1) / sum(range(len(names) + 1)) for k, n in enumerate(names)},
-                "modalities": slices,
-            }
-        )
-    examples[2]["modalities"].append({"name": "T1", "image": "../summary.json"})
-    (folder / "examples" / "examples.json").write_text(json.dumps(examples))
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("report") / "run")
+    write_report(folder)
     return folder
+
+
+def page_of(summary: dict[str, Any], folder: Path) -> str:
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def plain(page: str) -> str:
+    """What a reader reads: no style, no tags, single spaces."""
+    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
+
+
+def test_says_first_what_a_reader_must_not_miss(run_dir: Path) -> None:
+    text = plain((run_dir / "report.html").read_text(encoding="utf-8"))
+    top = text[: text.index("Learning curves")]
+    assert "Simulated PHANTOM data." in top
+    assert "scanner strength 0.4, lesion scale 1.25, confounders 1.0" in top
+    assert "Privacy is off." in top
+    assert "Federated 0.94 [0.91–0.97] against 0.97 pooled, 0.92 naive and 0.83 local-only" in top
+    assert "local-only (brain AUROC, common test set, n = 168)." in top
+
+
+def test_says_where_others_win(run_dir: Path, tmp_path: Path) -> None:
+    text = plain((run_dir / "report.html").read_text(encoding="utf-8"))
+    assert "On the sites' own patients, federated is ahead for liver, local-only training for brain." in text
+    assert "the site's own model is ahead at 4 of 4 on its own patients" in text
+    assert "On everyone's patients, federated is better than local-only training." in text
+    assert "On everyone's patients, no clear gain over naive averaging." in text
+    summary = full_summary()
+    summary["metrics"]["naive"] = summary["metrics"]["federated"]
+    summary["metrics"]["pooled"] = {"brain": entry(0.6, 168), "liver": entry(0.99, 168, 0.005)}
+    text = plain(page_of(summary, tmp_path))
+    assert "On everyone's patients, naive averaging is as good." in text
+    assert "On everyone's patients, federated is ahead for brain, pooling all data for liver." in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"), [("real", "Partly simulated PHANTOM data."), ("manifest", "Data from a manifest.")]
+)
+def test_says_where_the_data_come_from(kind: str, title: str, tmp_path: Path) -> None:
+    assert title in page_of({**BARE, "data": {"kind": kind, "note": "A note."}}, tmp_path)
+
+
+def test_is_self_contained_and_escapes_what_sites_wrote(run_dir: Path) -> None:
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "policy &lt;i&gt;no" in page
+    sources = re.findall(r"""(?:src|href)="([^"#]{1,40})""", page)
+    assert len(sources) == 14
+    assert all(s.startswith("data:image/png;base64,") for s in sources)
+    identifiers = re.findall(r'\bid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+    assert "schema_version" not in page  # the slice that points outside the examples is not followed
+    assert "no picture" in page
+
+
+def test_missing_is_a_dash_never_zero(tmp_path: Path) -> None:
+    text = plain(page_of(BARE, tmp_path))
+    assert "Not a finished run." in text
+    assert "Federated 0.80 (brain AUROC, common test set)." in text
+    assert "Privacy is off" not in text
+    assert "1.25 3.00 1e-05 patient" in text
+    assert "Server to sites –" in text
+    assert not re.search(r"\b0\.0+\b", text)
+    for part in ("learning curves", "cross-site results", "examples", "configuration"):
+        assert f"This run holds no {part}." in text
+
+
+def test_a_run_without_scores_has_a_report(tmp_path: Path) -> None:
+    text = plain(page_of(FLOWER, tmp_path))
+    assert "Data of unknown origin." in text
+    assert "This run holds no test scores." in text
+    with pytest.raises(FileNotFoundError):
+        write_report(tmp_path / "nowhere")
+
+
+def test_headline_figure(run_dir: Path, tmp_path: Path) -> None:
+    path = headline_figure(run_dir, tmp_path / "headline.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert struct.unpack(">II", path.read_bytes()[16:24])[0] > 1200
+    assert list(tmp_path.iterdir()) == [path]
+
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def chromium(profile: Path, *arguments: str) -> str:
+    assert CHROMIUM
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    command = [CHROMIUM, *flags, f"--user-data-dir={profile}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+PROBE = """<script>
+addEventListener("load", () => parent.postMessage(JSON.stringify({
+  inner: innerWidth,
+  width: document.documentElement.scrollWidth,
+  requests: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
+  over: [...document.querySelectorAll("body *")]
+    .filter(e => !e.closest(".box, pre") && e.getBoundingClientRect().right > innerWidth + 0.5)
+    .map(e => e.tagName + "." + e.className),
+}), "*"))
+</script></body>"""
+FRAME = """<!doctype html>
+<iframe src="probe.html" style="border: 0; width: {width}px; height: 900px"></iframe><pre id="out"></pre>
+<script>addEventListener("message", e => document.getElementById("out").textContent = e.data)</script>"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("bare", [False, True])
+def test_fits_its_window(run_dir: Path, tmp_path: Path, width: int, bare: bool) -> None:
+    """In a frame, as a headless window is never narrower than 500 pixels; without the policy, for the probe."""
+    page = page_of(BARE, tmp_path) if bare else (run_dir / "report.html").read_text(encoding="utf-8")
+    page, policies = re.subn(r"<meta http-equiv=[^>]*>", "", page)
+    assert policies == 1
+    (tmp_path / "probe.html").write_text(page.replace("</body>", PROBE), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
+    dom = chromium(tmp_path / "profile", "--window-size=1300,1000", "--dump-dom", (tmp_path / "frame.html").as_uri())
+    found = re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)
+    assert found, dom[-500:]
+    seen = json.loads(found[1])
+    assert seen["inner"] == width
+    assert seen["width"] <= width
+    assert seen["over"] == []
+    assert seen["requests"] == []
+
+
+@needs_chromium
+def test_chromium_shows_every_part_and_prints(run_dir: Path, tmp_path: Path) -> None:
+    url = (run_dir / "report.html").as_uri()
+    dom = chromium(tmp_path / "profile", "--dump-dom", url)
+    for name, count in {
+        "scores": 2,
+        "details": 2,
+        "grid heat": 2,
+        "grid owners": 1,
+        "sites": 1,
+        "participation": 1,
+        "predictions": 3,
+        "communication": 1,
+        "groups": 1,
+        "timing": 1,
+    }.items():
+        assert dom.count(f'<table class="{name}">') == count, name
+    assert dom.count('<svg role="img"') == 6
+    assert dom.count("<img src=") == 14
+    assert dom.count("<script") == 0
+    pdf = tmp_path / "report.pdf"
+    chromium(tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={pdf}", url)
+    pages = len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
+    assert 3 <= pages <= 12

@@ -1,0 +1,163 @@
+"""Prepared studies on disk: a study's files in, its cubes (modality -> (size, size, size) float16) out.
+
+    FOLDER/cubes/ab/abcd...   one safetensors file per study, named by the SHA-256 of the bytes of the study's
+                              files, of the settings that change cubes, and of `volumes.VERSION`
+    FOLDER/index/12/1234...   the name of a cube file; itself named by path, size and mtime_ns of the study's files
+
+The same content is prepared once, wherever it lies; and a warm start neither reads nor hashes a NIfTI file: it trusts
+size and modification time. A file changed behind both is not noticed: delete FOLDER then. Files appear whole or not
+at all (written aside, then renamed): a build may be killed and resumed, and builds may share a folder without a
+lock, since whoever comes second writes the same bytes. Names in FOLDER say nothing, but it holds images: it needs
+the same protection as the scans.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from client.grids import Finding
+from client.manifest import Study
+from client.problems import DataError, Problem
+from client.volumes import VERSION, prepare
+from configs.schema import VolumesConfig
+
+_STALE_S = 86400.0  # what killed builds leave behind is removed after a day
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A study in the cache: its file, the modalities in it, and what is wrong with the others."""
+
+    path: Path
+    modalities: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    def read(self) -> NDArray[np.float16]:
+        """The cubes, (modalities, size, size, size)."""
+        with safe_open(self.path, "np") as file:
+            return np.stack([file.get_tensor(modality) for modality in self.modalities])
+
+
+class CubeCache:
+    """Cubes of studies under one set of settings. Threads and processes may share the folder."""
+
+    def __init__(self, folder: Path, config: VolumesConfig) -> None:
+        self.folder, self.config, self.built = Path(folder), config, 0
+        unrelated = ("cache_dir", "memory_mb", "on_bad_volume")  # cubes are the same whatever these say
+        settings = {name: value for name, value in asdict(config).items() if name not in unrelated}
+        self._transform = json.dumps([VERSION, settings], sort_keys=True)
+        try:
+            (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
+            for left in os.scandir(self.folder / "tmp"):
+                if time.time() - left.stat().st_mtime > _STALE_S:
+                    os.unlink(left)
+        except FileNotFoundError:
+            pass  # another process was tidying up as well
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def entries(self, studies: Sequence[Study]) -> list[Entry]:
+        """One entry per study; what is not in the cache is prepared. Raises DataError if FOLDER is not writable."""
+        start, before = time.perf_counter(), self.built
+        with workers_for(studies) as pool:
+            entries = list(pool.map(self.entry, studies))
+        spent = time.perf_counter() - start
+        _log.info("%d studies, %d of them prepared now, in %.1f s", len(entries), self.built - before, spent)
+        return entries
+
+    def entry(self, study: Study) -> Entry:
+        """One study, from the cache, or prepared and put there."""
+        files: dict[str, Path] = dict(study.images)
+        if study.mask and self.config.crop in ("lesion", "organ"):
+            files["mask"] = study.mask
+        index = self._file("index", [self._transform, [(slot, _stamp(path)) for slot, path in files.items()]])
+        try:
+            return self._open(self.folder / "cubes" / index.read_text(), study)
+        except (OSError, ValueError, SafetensorError):
+            pass  # not there, or damaged
+        contents, missing = read_files(files)
+        hashes = [(slot, hashlib.sha256(raw).hexdigest()) for slot, raw in contents.items()]
+        cubes = self._file("cubes", [self._transform, hashes, [asdict(finding) for finding in missing]])
+        try:
+            entry = self._open(cubes, study)
+        except (OSError, ValueError, SafetensorError):
+            mask = contents.pop("mask", None)
+            done = prepare(contents, mask, self.config)
+            findings = json.dumps([asdict(finding) for finding in missing + done.findings])
+            self._write(cubes, save(dict(done.cubes), {"findings": findings}))
+            self.built += 1
+            entry = self._open(cubes, study)
+        if not missing:  # a file that could not be read may be readable next time, with the same stamp
+            self._write(index, str(cubes.relative_to(self.folder / "cubes")).encode())
+        return entry
+
+    def _open(self, path: Path, study: Study) -> Entry:
+        with safe_open(path, "np") as file:
+            found = [Finding(**finding) for finding in json.loads(file.metadata()["findings"])]
+            present = set(file.keys())
+        modalities = tuple(modality for modality in study.images if modality in present)
+        return Entry(path, modalities, tuple(finding.at(study) for finding in found))
+
+    def _file(self, kind: str, key: Any) -> Path:
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        return self.folder / kind / name[:2] / name
+
+    def _write(self, path: Path, content: bytes) -> None:
+        aside = self.folder / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(content)
+            os.replace(aside, path)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> DataError:
+        remedy = "Free some space there, or choose another folder with data.volumes.cache_dir"
+        problem = Problem(None, None, f"{self.folder}: {error.strerror}", remedy)
+        return DataError("The cache of prepared volumes cannot be written", [problem])
+
+
+def workers_for(studies: Sequence[Study]) -> ThreadPoolExecutor:
+    """Up to 4 threads for large files: unpacking and hashing release the interpreter lock. Small ones gain nothing."""
+    large = any(_stamp(path)[1] > 1_000_000 for study in studies[:1] for path in study.images.values())
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1) if large else 1)
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.abspath(path), -1, -1
+    return os.path.abspath(path), status.st_size, status.st_mtime_ns
+
+
+def read_files(files: Mapping[str, Path], size: int = -1) -> tuple[dict[str, bytes], list[Finding]]:
+    """Slot -> content (its first `size` bytes), and which files cannot be read."""
+    contents, missing = {}, []
+    for slot, path in files.items():
+        try:
+            with path.open("rb") as file:
+                contents[slot] = file.read(size)
+        except FileNotFoundError:
+            missing.append(Finding(slot, "The file is missing", "Correct the path, or remove the row"))
+        except OSError as error:
+            remedy = "Check its permissions and the disk"
+            missing.append(Finding(slot, f"The file cannot be read: {error.strerror}", remedy))
+    return contents, missing

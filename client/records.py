@@ -1,0 +1,192 @@
+"""A site's patients as training records: manifests in; batches of one organ out, (B, M, size, size, size) float32.
+
+The record is a PATIENT. A patient may have several studies, also of several organs: each training pass draws one of
+them, and evaluation takes, per organ, the last one in the manifest's order. Modality slots are those of the organ's
+vocabulary; a slot without a volume is zeros, and `present` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from client.augment import augment as augmented
+from client.augment import mirror_report
+from client.cache import CubeCache, Entry
+from client.manifest import Problem, Study, read_manifest
+from client.problems import DataError
+from configs.schema import AugmentConfig, VolumesConfig
+from medmap_model.batch import Batch
+from medmap_model.vocabulary import Vocabulary
+
+
+class SiteRecords:
+    """All prepared records of one site, grouped by split and organ. `problems`: bad volumes that were left out."""
+
+    def __init__(
+        self,
+        manifests: Sequence[Path],
+        *,
+        vocabulary: Vocabulary,
+        volumes: VolumesConfig,
+        embed: Callable[[Sequence[str]], Tensor],
+        cache_dir: Path,
+    ) -> None:
+        """Read, check and prepare everything.
+
+        embed: N texts -> (N, E) float32; called once, with every distinct report and every mirrored one.
+        Patients of different manifests are different people. Raises ManifestError, and DataError when there is a bad
+        volume and `volumes.on_bad_volume` is `stop`, or when nothing is left.
+        """
+        self.vocabulary, self.size = vocabulary, volumes.size
+        self._studies: list[Study] = []
+        self._entries: list[Entry] = []
+        self._patients: dict[str, list[list[int]]] = {}  # split -> patients -> studies, in the manifests' order
+        self.problems: list[Problem] = []
+        cache = CubeCache(cache_dir, volumes)
+        for path in manifests:
+            self._add(read_manifest(path, vocabulary, check_files=False).studies, cache)
+        if self.problems and volumes.on_bad_volume == "stop":
+            raise DataError(f"{len(self.problems)} bad volumes, and on_bad_volume is stop", self.problems)
+        if not self._studies:
+            raise DataError("No volume can be used", self.problems)
+        self._slots = [self._slots_of(i) for i in range(len(self._studies))]
+        self._in_memory = self._hold(volumes.memory_mb * 1_000_000)
+        self._embed(embed)
+
+    def counts(self, split: str = "train") -> tuple[dict[str, int], dict[str, int]]:
+        """(modality -> volumes, organ -> patients) of a split, without those that have none."""
+        volumes: dict[str, int] = {}
+        patients: dict[str, int] = {}
+        for studies in self._patients.get(split, ()):
+            for modality in (m for i in studies for m in self._entries[i].modalities):
+                volumes[modality] = volumes.get(modality, 0) + 1
+            for organ in {self._studies[i].organ for i in studies}:
+                patients[organ] = patients.get(organ, 0) + 1
+        return (
+            {m: volumes[m] for m in self.vocabulary.modalities if m in volumes},
+            {o: patients[o] for o in self.vocabulary.organs if o in patients},
+        )
+
+    def splits(self) -> dict[str, int]:
+        """Split -> patients."""
+        return {split: len(patients) for split, patients in self._patients.items()}
+
+    def organs(self, split: str) -> tuple[str, ...]:
+        """Organs with a patient in the split, in the vocabulary's order."""
+        return tuple(self.counts(split)[1])
+
+    def studies(self, *, split: str, organ: str) -> list[Study]:
+        """One study per patient, in the order of `eval_batches`."""
+        return [self._studies[i] for i in self._last(split, organ)]
+
+    def train_batches(
+        self, *, batch_size: int, seed: int, augment: AugmentConfig | None, split: str = "train"
+    ) -> Iterator[Batch]:
+        """One pass over all patients in random order, organs interleaved; the seed decides everything.
+
+        Batches hold `batch_size` records of one organ; the last of an organ may be smaller, or one larger: a single
+        left-over record joins the batch before it, as one record gives nothing to contrast with. A patient drawn as
+        the only one of an organ in this pass is left out.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        drawn: dict[str, list[int]] = {}
+        patients = self._patients.get(split, [])
+        draws = torch.rand(len(patients), generator=generator, dtype=torch.float64).tolist()
+        for place in torch.randperm(len(patients), generator=generator).tolist():
+            studies = patients[place]
+            study = studies[int(draws[place] * len(studies))]
+            drawn.setdefault(self._studies[study].organ, []).append(study)
+        batches = []
+        for organ in sorted(drawn):
+            studies = drawn[organ]
+            parts = [studies[i : i + batch_size] for i in range(0, len(studies), batch_size)]
+            if len(parts) > 1 and len(parts[-1]) == 1:
+                parts[-2] += parts.pop()
+            batches += [(organ, part) for part in parts if len(part) > 1]
+        for place in torch.randperm(len(batches), generator=generator).tolist():
+            organ, part = batches[place]
+            yield self._batch(organ, part, augment, generator)
+
+    def eval_batches(self, *, split: str, organ: str, batch_size: int = 32) -> Iterator[Batch]:
+        """Every patient of the organ once, in the manifests' order, unchanged."""
+        studies = self._last(split, organ)
+        for i in range(0, len(studies), batch_size):
+            yield self._batch(organ, studies[i : i + batch_size], None, None)
+
+    def _add(self, studies: Sequence[Study], cache: CubeCache) -> None:
+        people: dict[str, list[int]] = {}
+        lost: dict[str, Study] = {}
+        for study, entry in zip(studies, cache.entries(studies), strict=True):
+            self.problems += entry.problems
+            if not entry.modalities:
+                lost[study.patient_id] = study
+                continue
+            people.setdefault(study.patient_id, []).append(len(self._studies))
+            self._studies.append(study)
+            self._entries.append(entry)
+        for indices in people.values():
+            self._patients.setdefault(self._studies[indices[0]].split, []).append(indices)
+        for patient, study in lost.items():
+            if patient not in people:
+                problem = f"Patient {patient} is left out: none of the volumes can be used"
+                self.problems.append(Problem(min(study.rows.values()), "patient_id", problem, "Mend one of them"))
+
+    def _slots_of(self, study: int) -> list[int]:
+        order = self.vocabulary.organs[self._studies[study].organ].modalities
+        return [order.index(modality) for modality in self._entries[study].modalities]
+
+    def _hold(self, budget: int) -> dict[int, Tensor]:
+        """Cubes kept in memory: the first that fit. A pass visits each once, so no choice by recency does better."""
+        held: dict[int, Tensor] = {}
+        for i, entry in enumerate(self._entries):
+            budget -= len(entry.modalities) * self.size**3 * 2
+            if budget < 0:
+                break
+            held[i] = torch.from_numpy(entry.read())
+        return held
+
+    def _embed(self, embed: Callable[[Sequence[str]], Tensor]) -> None:
+        """Rows of the embedding table for each study's report and for its mirror image; -1 where there is none."""
+        reports = [study.report for study in self._studies]
+        mirrored = [s.report and mirror_report(s.report) if s.split == "train" else None for s in self._studies]
+        texts = sorted({text for text in (*reports, *mirrored) if text})
+        row = {text: i for i, text in enumerate(texts)}
+        table = embed(texts) if texts else embed([""])[:0]
+        self._table = torch.cat([table.float().cpu(), torch.zeros(1, table.shape[1])])  # the last row: no report
+        self._row = torch.tensor([row[text] if text else -1 for text in reports])
+        self._mirrored_row = torch.tensor([row[text] if text else -1 for text in mirrored])
+
+    def _last(self, split: str, organ: str) -> list[int]:
+        last = []
+        for studies in self._patients.get(split, ()):
+            of_organ = [i for i in studies if self._studies[i].organ == organ]
+            last += of_organ[-1:]
+        return last
+
+    def _batch(
+        self,
+        organ: str,
+        studies: Sequence[int],
+        config: AugmentConfig | None,
+        generator: torch.Generator | None,
+    ) -> Batch:
+        spec = self.vocabulary.organs[organ]
+        shape = (len(studies), len(spec.modalities))
+        volumes = torch.zeros(*shape, *[self.size] * 3)
+        present = torch.zeros(shape, dtype=torch.bool)
+        for k, i in enumerate(studies):
+            cubes = self._in_memory[i] if i in self._in_memory else torch.from_numpy(self._entries[i].read())
+            volumes[k, self._slots[i]] = cubes.float()
+            present[k, self._slots[i]] = True
+        index = torch.tensor(studies)
+        rows = self._row[index]
+        if config is not None and generator is not None:
+            mirrorable = (rows < 0) | (self._mirrored_row[index] >= 0)
+            volumes, mirrored = augmented(volumes, present, mirrorable, config, generator)
+            rows = torch.where(mirrored, self._mirrored_row[index], rows)
+        label = torch.tensor([spec.label(self._studies[i].abnormality) for i in studies])
+        return Batch(organ, volumes, present, label, self._table[rows], rows >= 0)
