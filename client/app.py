@@ -8,6 +8,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,6 +16,9 @@ from flwr.common.constant import SType
 
 from medmap_model import contract
 from medmap_model.contract import Task
+
+if TYPE_CHECKING:
+    from client.site import Site
 
 log = logging.getLogger("medmap.client")
 app = ClientApp()
@@ -40,6 +44,7 @@ def guarded(handler: Callable[[Message, Context], RecordDict]) -> Callable[[Mess
 def _code(error: Exception) -> str:
     """The code of `contract.REFUSALS` for a failure."""
     from client.manifest import ManifestError
+    from client.problems import DataError
     from client.site import SiteError
     from client.training import Diverged
 
@@ -47,10 +52,10 @@ def _code(error: Exception) -> str:
         return error.code
     if isinstance(error, Diverged):
         return "diverged"
-    return "data" if isinstance(error, ManifestError) or type(error).__name__ == "DataError" else "internal"
+    return "data" if isinstance(error, ManifestError | DataError) else "internal"
 
 
-def _site(context: Context):  # type: ignore[no-untyped-def]
+def _site(context: Context) -> Site:
     """The hospital behind this node: `manifest` of the node config, or a line of the run's sites file (simulation)."""
     from client.site import SiteError, open_site, read_sites, run_config
 
@@ -58,7 +63,8 @@ def _site(context: Context):  # type: ignore[no-untyped-def]
     node, run = context.node_config, context.run_config
     if node.get("manifest"):
         manifest = Path(str(node["manifest"]))
-        name, manifests = str(node.get("site", manifest.parent.name)), (manifest,)
+        name = str(node.get("site", manifest.parent.name))
+        manifests: tuple[Path, ...] = (manifest,)
     elif run.get("sites-file"):
         entries = read_sites(Path(str(run["sites-file"])))
         index = int(node.get("partition-id", -1))
@@ -73,7 +79,7 @@ def _site(context: Context):  # type: ignore[no-untyped-def]
 
 def _vectors(msg: Message) -> dict:
     record = msg.content[contract.ARRAYS]
-    return {str(k): contract.decode_vector(v.data) for k, v in record.items()}  # type: ignore[union-attr]
+    return {str(k): contract.decode_vector(v.data) for k, v in record.items()}
 
 
 def _task(msg: Message) -> Task:

@@ -6,47 +6,168 @@ Nothing is written and nothing leaves the screen: problems name patients and fil
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich import box
+from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from client.cache import read_files, workers_for
+from client.grids import HEADER_BYTES, Grid, study_grids
 from client.manifest import SPLITS, Manifest, Study, scan_manifest
 from client.problems import Problem
+from client.volumes import prepare
 from configs.schema import VolumesConfig
 from medmap_model.vocabulary import Vocabulary
 
-_ROWS = 6  # row numbers shown of a problem that many rows share
+_RANGES = 6  # of row numbers, shown of a problem that many rows share
 
 
-@dataclass(frozen=True)
+@dataclass
 class SiteCheck:
-    """What was found. `voxels_mm`: modality -> (smallest, largest voxel edge) -> volumes."""
+    """What was found: problems of rows, problems of files, and modality -> grids of the good volumes."""
 
     manifest: Manifest
-    problems: list[Problem]
-    voxels_mm: dict[str, Counter[tuple[float, float]]]
-    padded: int
+    rows: list[Problem]
+    files: list[Problem] = field(default_factory=list)
+    grids: dict[str, list[Grid]] = field(default_factory=dict)
 
 
 def check_site(
-    path: Path, vocabulary: Vocabulary, config: VolumesConfig, *, headers_only: bool, console: Console
+    path: Path, vocabulary: Vocabulary, config: VolumesConfig, *, headers_only: bool, progress: Console
 ) -> SiteCheck:
-    """Read the manifest and every volume of its sound rows. Raises ManifestError where no row can be understood."""
-    manifest, problems = scan_manifest(path, vocabulary)
-    voxels: dict[str, Counter[tuple[float, float]]] = {}
-    padded = 0
-    for study, found, grids in _opened(manifest.studies, config, headers_only, console):
-        problems += found
-        for modality, grid in grids.items():
-            edges = (round(float(grid.spacing_mm.min()), 2), round(float(grid.spacing_mm.max()), 2))
-            voxels.setdefault(modality, Counter())[edges] += 1
-            reach = config.spacing_mm * (config.size - 1)
-            padded += bool((grid.box_mm[1] - grid.box_mm[0]).min() < reach)
-    problems.sort(key=lambda p: p.row or 0)
-    return SiteCheck(manifest, problems, voxels, padded)
+    """Read the manifest and the volumes of its sound rows. Raises ManifestError where no row can be understood."""
+    found = SiteCheck(*scan_manifest(path, vocabulary))
+    studies = found.manifest.studies
+    config = replace(config, crop="lesion")  # so that masks are opened as well
+
+    def opened(study: Study) -> tuple[list[Problem], dict[str, Grid]]:
+        files = {**study.images, **({"mask": study.mask} if study.mask else {})}
+        contents, findings = read_files(files, HEADER_BYTES if headers_only else -1)
+        mask = contents.pop("mask", None)
+        if headers_only:
+            grids, _ = study_grids(contents, mask, findings)
+        else:
+            done = prepare(contents, mask, config)
+            findings += done.findings
+            grids = {slot: grid for slot, grid in study_grids(contents, None, [])[0].items() if slot in done.cubes}
+        return [finding.at(study) for finding in findings], grids
+
+    with workers_for(studies) as pool:
+        results = track(pool.map(opened, studies), "Opening", len(studies), console=progress, transient=True)
+        for problems, grids in results:
+            found.files += problems
+            for modality, grid in grids.items():
+                found.grids.setdefault(modality, []).append(grid)
+    return found
+
+
+def show(found: SiteCheck, vocabulary: Vocabulary, config: VolumesConfig, console: Console) -> None:
+    """Print problems, summary and verdict."""
+    problems = sorted(found.rows + found.files, key=lambda p: p.row or 0)
+    if problems:
+        console.print(problem_table(problems))
+        console.print()
+    if found.manifest.studies:
+        for part in _summary(found, vocabulary, config):
+            console.print(part)
+    console.print()
+    if found.rows:
+        wanted = f"{_count(len(found.rows), 'problem')} in the manifest"
+        console.print(Text(f"{wanted}: training does not start before they are mended.", "bold red"))
+    if found.files:
+        wanted = f"{_count(len(found.files), 'file')} cannot be used"
+        policy = "training leaves them out, or stops if data.volumes.on_bad_volume=stop."
+        console.print(Text(f"{wanted}: {policy}", "bold yellow"))
+    if not problems:
+        console.print(Text("No problems: training can start with this file.", "bold green"))
+
+
+def problem_table(problems: Iterable[Problem]) -> Table:
+    """A line per problem; rows that share it are named together."""
+    groups: dict[tuple[str | None, str, str], list[int]] = {}
+    for p in problems:
+        groups.setdefault((p.column, p.problem, p.remedy), []).append(p.row or 0)
+    table = Table(box=box.SIMPLE_HEAD, title="Problems", title_justify="left", title_style="bold", pad_edge=False)
+    for name, ratio in (("row", None), ("column", None), ("problem", 3), ("what to do", 3)):
+        table.add_column(name, ratio=ratio, overflow="fold")
+    for (column, problem, remedy), rows in groups.items():
+        table.add_row(*map(Text, (_ranges(rows), column or "", problem, remedy)))
+    return table
+
+
+def _ranges(rows: list[int]) -> str:
+    """2-5, 9, 12 and 40 more."""
+    spans: list[list[int]] = []
+    for row in sorted(set(rows) - {0}):
+        if spans and row == spans[-1][1] + 1:
+            spans[-1][1] = row
+        else:
+            spans.append([row, row])
+    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans[:_RANGES])
+    more = sum(b - a + 1 for a, b in spans[_RANGES:])
+    return text + (f" and {more} more" if more else "")
+
+
+def _summary(found: SiteCheck, vocabulary: Vocabulary, config: VolumesConfig) -> Iterator[Table | Text]:
+    studies = found.manifest.studies
+    patients = {study.patient_id: study.split for study in studies}
+    share = [sum(1 for s in studies if value(s)) / len(studies) for value in (_report, _label, _mask)]
+    yield Text(
+        f"{_count(len(patients), 'patient')}, {_count(len(studies), 'study')}, "
+        f"{_count(sum(len(s.images) for s in studies), 'volume')}. "
+        f"Of the studies, {share[0]:.0%} have a report, {share[1]:.0%} an abnormality, {share[2]:.0%} a mask."
+    )
+    counts = Counter(patients.values())
+    yield Text("Patients per split: " + ", ".join(f"{split} {counts[split]}" for split in SPLITS if counts[split]))
+    if found.manifest.ignored:
+        yield Text(f"Columns that are not used: {', '.join(found.manifest.ignored)}", "dim")
+    organs = Table("organ", "studies", "abnormality", box=box.SIMPLE_HEAD, pad_edge=False)
+    for organ in vocabulary.organs.values():
+        of_organ = [study for study in studies if study.organ == organ.name]
+        labels = Counter(study.abnormality or "not given" for study in of_organ)
+        parts = [f"{name} {labels[name]}" for name in (*organ.abnormalities, "not given") if labels[name]]
+        if of_organ:
+            organs.add_row(organ.name, str(len(of_organ)), ", ".join(parts))
+    yield organs
+    yield _modalities(found, vocabulary, config)
+
+
+def _modalities(found: SiteCheck, vocabulary: Vocabulary, config: VolumesConfig) -> Table:
+    reach = config.spacing_mm * config.size
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.caption = f"Prepared: {config.size} voxels of {config.spacing_mm:g} mm along each edge, {reach:g} mm."
+    table.caption_justify = "left"
+    for name in ("modality", "usable volumes", "voxel edges, mm", "resampled", "padded"):
+        table.add_column(name, justify="left" if name == "modality" else "right")
+    for modality in vocabulary.modalities:
+        grids = found.grids.get(modality, [])
+        if not grids:
+            continue
+        low, high = (f(f(g.spacing_mm) for g in grids) for f in (min, max))
+        other = sum(abs(g.spacing_mm - config.spacing_mm).max() > 1e-3 * config.spacing_mm for g in grids)
+        small = sum((g.box_mm[1] - g.box_mm[0]).min() < reach * 0.999 for g in grids)
+        edges = f"{low:.3g}" if high - low < 0.005 else f"{low:.3g} to {high:.3g}"
+        table.add_row(modality, str(len(grids)), edges, str(other), str(small))
+    return table
+
+
+def _report(study: Study) -> str | None:
+    return study.report
+
+
+def _label(study: Study) -> str | None:
+    return study.abnormality
+
+
+def _mask(study: Study) -> Path | None:
+    return study.mask
+
+
+def _count(n: int, noun: str) -> str:
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{n} {noun if n == 1 else plural}"

@@ -1,4 +1,4 @@
-"""NIfTI headers in, voxel grids out: shape (X, Y, Z), affine (4, 4) in mm; and which of a study belong together."""
+"""NIfTI headers in, grids out: shape (X, Y, Z), affine (4, 4) in mm; and which grids of a study fit together."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def study_grids(
     grids = _agreeing(grids, findings)
     if mask_grid and grids and not any(_same_view(mask_grid, grid) for grid in grids.values()):
         slot, grid = next(iter(grids.items()))
-        problem = f"The mask covers {mask_grid} elsewhere than {slot} ({grid}) and the study's other volumes"
+        problem = f"Its field of view ({mask_grid}) is not that of {slot} ({grid}) or of another volume"
         remedy = "Resample it to a volume of its study, or give it that volume's affine"
         findings.append(Finding("mask", problem, remedy))
         mask_grid = None
@@ -207,7 +207,7 @@ def _agreeing(grids: dict[str, Grid], findings: list[Finding]) -> dict[str, Grid
         if inside >= _OVERLAP and 1 / _SIZES <= factor <= _SIZES:
             kept[slot] = grid
             continue
-        problem = f"It shows {grid}, {reference} of the same study {grids[reference]}, {inside:.0%} in common"
+        problem = f"Its field of view ({grid}) shares {inside:.0%} with {reference} ({grids[reference]})"
         remedy = "Register it to the study's other volumes, or correct its affine"
         findings.append(Finding(slot, problem, remedy))
     return kept

@@ -1,7 +1,7 @@
-"""A hospital's manifest (CSV, one row per volume) in, checked studies out; all its problems are listed in one pass.
+"""A hospital's manifest (CSV, a row per volume) in, checked studies out; all its problems are listed in one pass.
 
-Columns: patient_id, study_id, modality, image (required), organ, abnormality, report, mask, site, split (optional);
-others are ignored. Paths are relative to the file.
+Columns: patient_id, study_id, modality, image (required), organ, abnormality, report, mask, site, split
+(optional); others are ignored. Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def read_manifest(path: Path, vocabulary: Vocabulary, *, check_files: bool = Tru
 
 
 def scan_manifest(path: Path, vocabulary: Vocabulary, *, check_files: bool = True) -> tuple[Manifest, list[Problem]]:
-    """The sound part of a manifest, and every problem. Raises ManifestError where no row can be understood."""
+    """Its sound part, and every problem. Raises ManifestError where no row can be understood."""
     path, problems = Path(path), list[Problem]()
     try:
         raw = path.read_bytes()
@@ -73,6 +73,9 @@ def scan_manifest(path: Path, vocabulary: Vocabulary, *, check_files: bool = Tru
         said = Problem(None, None, problem, "Check the path and its permissions")
         raise ManifestError(f"{path}: cannot be read", [said]) from None
     header, rows = read_table(raw, problems)
+    if not header:
+        problems.append(Problem(None, None, "The file is empty", f"Start it with {','.join(REQUIRED)}"))
+        raise ManifestError(f"{path}: nothing to read", problems)
     if not _check_header(header, problems):
         raise ManifestError(f"{path}: columns are missing", problems)
     reader = _Reader(path.parent, vocabulary, header, problems, check_files)
@@ -87,7 +90,7 @@ def scan_manifest(path: Path, vocabulary: Vocabulary, *, check_files: bool = Tru
 
 
 def split_of(patient_id: str) -> str:
-    """The split of a patient when the manifest has none: 70/10/20 by a hash of the id, the same everywhere."""
+    """The split of a patient when the manifest has none: 70/10/20 by a hash of the id, stable."""
     share = int.from_bytes(hashlib.sha256(f"medmap-split:{patient_id}".encode()).digest()[:8]) / 2**64
     return "train" if share < 0.7 else "val" if share < 0.8 else "test"
 
@@ -143,6 +146,7 @@ class _Reader:
         if label and classes and label not in classes:
             problem = f"'{label}' is not an abnormality of the {organ}"
             self.say(row, "abnormality", problem, nearest(label, classes))
+            cell["abnormality"] = ""
         if split and split not in SPLITS:
             self.say(row, "split", f"'{split}' is not a split", nearest(split, SPLITS))
             cell["split"] = ""

@@ -208,7 +208,7 @@ class Trainer:
         return _prefetched(batches) if self.device.type == "cuda" else batches
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else contextlib.nullcontext()  # type: ignore[return-value]
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
     def _peak_memory_mb(self) -> float:
         if self.device.type == "cuda":

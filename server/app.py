@@ -9,9 +9,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+
+if TYPE_CHECKING:
+    from server.progress import Progress
+    from server.rounds import Federation
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 app = ServerApp()
@@ -24,8 +29,8 @@ def federate(
     folder: Path,
     condition: str = "federated",
     sites: int | None = None,
-    progress=None,
-):  # type: ignore[no-untyped-def]
+    progress: Progress | None = None,
+) -> Federation:
     """Run both stages over a grid; returns the finished `Federation` (weights, state, history).
 
     folder: receives `checkpoints/` and `metrics.jsonl`; a checkpoint in it is resumed from.

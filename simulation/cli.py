@@ -6,6 +6,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from configs.schema import Config
 
 HELP = """\
 medmap-sim - simulate a federation of hospitals that trains MedMAP, and see what it brings
@@ -52,13 +56,10 @@ def _main(arguments: list[str]) -> int:
         return _fail(str(error), 2)
 
 
-def _run(config) -> int:  # type: ignore[no-untyped-def]
+def _run(config: Config) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt too: nothing is lost
-    from client.manifest import ManifestError
-    from medmap_model.text import TextEncoderError
-    from server.checkpoint import CheckpointError
-    from server.rounds import FederationError
-    from simulation.conditions import Stopped
+    from server.progress import make_progress
+    from simulation.conditions import MISTAKES, Stopped
     from simulation.experiment import run
     from simulation.summary import print_summary
 
@@ -68,20 +69,13 @@ def _run(config) -> int:  # type: ignore[no-untyped-def]
     except (KeyboardInterrupt, Stopped):
         where = config.resume or config.output_dir
         return _fail(f"interrupted. Every finished round is kept; to go on: medmap-sim resume={where}", 130)
-    except (
-        FederationError,
-        CheckpointError,
-        ManifestError,
-        TextEncoderError,
-        FileNotFoundError,
-        PermissionError,
-    ) as error:
+    except (*MISTAKES, RealDataError) as error:
         return _fail(str(error), 1)
     print_summary(folder)
     return 0
 
 
-def _phantom(config) -> int:  # type: ignore[no-untyped-def]
+def _phantom(config: Config) -> int:
     from configs import load_vocabulary
     from server.checkpoint import write_json
     from server.progress import make_progress
@@ -103,7 +97,7 @@ def _phantom(config) -> int:  # type: ignore[no-untyped-def]
     return 0
 
 
-def _print_config(config) -> int:  # type: ignore[no-untyped-def]
+def _print_config(config: Config) -> int:
     import functools
 
     from configs import keys

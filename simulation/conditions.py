@@ -19,19 +19,31 @@ from typing import Any
 
 import numpy as np
 
+from client.manifest import ManifestError
+from client.problems import DataError
 from client.site import SiteEntry, open_records, trainer_for
 from client.training import Trainer
 from configs import from_json, to_json
 from configs.schema import Config
 from medmap_model.groups import unpack
+from medmap_model.text import TextEncoderError
 from server.app import federate
-from server.checkpoint import write_json
+from server.checkpoint import CheckpointError, write_json
 from server.progress import Event, Progress
+from server.rounds import FederationError
 from simulation.engines import InProcessGrid, run_ray
 
 
 class Stopped(RuntimeError):
     """The run was asked to stop; what is on disk can be resumed."""
+
+
+class ConditionError(RuntimeError):
+    """A mistake met by a worker process: its one sentence, and nothing that cannot cross between processes."""
+
+
+# What a user, not the program, has to mend: each says in its text what is wrong, where, and what to do.
+MISTAKES = (ConditionError, FederationError, CheckpointError, ManifestError, DataError, TextEncoderError, OSError)
 
 
 @dataclass(frozen=True)
@@ -195,7 +207,10 @@ def _relay(event: Event) -> None:
 
 
 def _work(batch: list[Job], hospitals: Sequence[Hospital], run_dir: Path) -> list[dict[str, Any]]:
-    return [run_job(job, hospitals, run_dir, _relay) for job in batch]  # type: ignore[arg-type]
+    try:
+        return [run_job(job, hospitals, run_dir, _relay) for job in batch]
+    except MISTAKES as error:
+        raise ConditionError(str(error)) from None
 
 
 def run_all(

@@ -31,7 +31,7 @@ def run(config: Config, progress: Progress) -> Path:
     hospitals, data = prepare_data(config, vocabulary, run_dir, progress)
     generated = time.monotonic()
     with TensorBoard(run_dir) as board:
-        results = run_all(config, hospitals, run_dir, lambda event: (progress(event), board(event))[0])
+        results = run_all(config, hospitals, run_dir, _both(progress, board))
     trained = time.monotonic()
     progress(Event("message", "run", text="comparing the models on every test set"))
     federated = results["federated"]
@@ -72,6 +72,14 @@ def run(config: Config, progress: Progress) -> Path:
     summary["timing"] |= {"report_s": time.monotonic() - reporting, "wall_s": time.monotonic() - begun}
     write_json(run_dir / "summary.json", summary)
     return run_dir
+
+
+def _both(first: Progress, second: Progress) -> Progress:
+    def tell(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return tell
 
 
 def _open_folder(config: Config, progress: Progress) -> tuple[Path, Config]:

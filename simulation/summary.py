@@ -46,7 +46,6 @@ def print_summary(run_dir: Path) -> None:
     if summary["data"]["kind"] != "manifest":
         console.print(summary["data"]["note"], style="yellow")
     sent = summary["communication"]["bytes_up"] + summary["communication"]["bytes_down"]
-    console.print(
-        f"{summary['timing']['wall_s']:.0f} s, {sent / 1e6:.1f} MB of parameters travelled, peak memory {summary['peak_memory_mb']:.0f} MB a process"
-    )
+    took, memory = summary["timing"]["wall_s"], summary["peak_memory_mb"]
+    console.print(f"{took:.0f} s, {sent / 1e6:.1f} MB of parameters travelled, peak memory {memory:.0f} MB a process")
     console.print(f"Report: {run_dir / 'report.html'}", soft_wrap=True)

@@ -53,7 +53,7 @@ PAGE = """
 </ul>
 <p class="soft">In square brackets: 95 % bootstrap intervals over the test patients of this one run and seed.
   They do not cover the luck of training. In round brackets, and thin in the charts: the range over the sites
-  behind a mean. Methods within the uncertainty are not shown to be equal: this run cannot tell them apart.</p>
+  behind a mean. Methods within the uncertainty are not shown to be equal: this run cannot tell.</p>
 {% endif %}
 {% if score_tables %}{{ legend(conditions) }}{% endif %}
 {% for t in score_tables %}

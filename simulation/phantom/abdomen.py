@@ -104,10 +104,7 @@ class Sampled:
         base = template()
         low, high = index.reshape(3, -1).min(1), index.reshape(3, -1).max(1)
         first = [int(np.clip(np.floor(v), 0, n - 2)) for v, n in zip(low, base.labels.shape, strict=True)]
-        last = [
-            int(np.clip(np.ceil(v) + 1, f + 2, n))
-            for v, f, n in zip(high, first, base.labels.shape, strict=True)
-        ]
+        last = [int(np.clip(np.ceil(v) + 1, f + 2, n)) for v, f, n in zip(high, first, base.labels.shape, strict=True)]
         block = tuple(slice(f, e) for f, e in zip(first, last, strict=True))
         self._labels = base.labels[block]
         self._shape = (last[0] - first[0], last[1] - first[1], last[2] - first[2])

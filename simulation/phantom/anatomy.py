@@ -56,9 +56,7 @@ class Deformation:
         about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
         sizes = np.clip(rng.normal(1, scale_sd, 3), 1 - 2.5 * scale_sd, 1 + 2.5 * scale_sd)
         matrix = np.einsum("ij,jk,kl->il", about_x, about_y, about_z) / sizes
-        field = SmoothField.draw(
-            rng, sd=field_sd_mm, spacing_mm=field_spacing_mm, half_mm=half_mm, channels=3
-        )
+        field = SmoothField.draw(rng, sd=field_sd_mm, spacing_mm=field_spacing_mm, half_mm=half_mm, channels=3)
         return cls(matrix, field)
 
     def with_pushes(self, pushes: Sequence[Push]) -> Deformation:

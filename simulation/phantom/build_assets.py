@@ -27,8 +27,7 @@ TARGET = Path(__file__).parent / "assets" / "mni_tissues_2mm.npy.xz"
 def tissue_maps(folder: Path) -> np.ndarray:
     """gm, wm, csf and T1 brightness, (4, 96, 96, 96) uint8 in RAS at 2 mm, around the middle of the brain."""
     t1, gm, wm = (
-        nib.load(folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz").get_fdata(dtype=np.float32)
-        / 255
+        nib.load(folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz").get_fdata(dtype=np.float32) / 255
         for kind in ("t1", "gm", "wm")
     )
     head = t1 > 0

@@ -88,9 +88,7 @@ def measure(
             reaction_contrast[modality] = float(block[halo].mean()) / around
     x, y, z = (float(c) for c in centre)
     reaction = float((mask == 2).sum() / (mask == 1).sum())
-    return Findings(
-        count, long_mm, short_mm, (x, y, z), side, place, reaction, contrast, reaction_contrast, modalities
-    )
+    return Findings(count, long_mm, short_mm, (x, y, z), side, place, reaction, contrast, reaction_contrast, modalities)
 
 
 def _axial_diameters(voxels: NDArray[np.int64], h: float) -> tuple[float, float]:

@@ -46,9 +46,7 @@ class Grid:
     def affine(self) -> NDArray[np.float64]:
         """Voxel index -> patient mm (RAS), 4x4."""
         affine = np.diag([self.spacing_mm] * 3 + [1.0])
-        affine[:3, 3] = [
-            c - (n - 1) / 2 * self.spacing_mm for c, n in zip(self.centre_mm, self.shape, strict=True)
-        ]
+        affine[:3, 3] = [c - (n - 1) / 2 * self.spacing_mm for c, n in zip(self.centre_mm, self.shape, strict=True)]
         return affine
 
     def window(self, centre_mm: Sequence[float], reach_mm: float) -> tuple[tuple[slice, ...], Axes] | None:

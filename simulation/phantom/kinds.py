@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from configs.schema import ConfigError
+
 # organ -> kind -> abnormality of the vocabulary
 KINDS: dict[str, dict[str, str]] = {
     "brain": {
@@ -15,7 +17,7 @@ KINDS: dict[str, dict[str, str]] = {
 }
 
 
-class PhantomError(ValueError):
+class PhantomError(ConfigError):
     """A phantom that cannot be made as asked; one line: what, where and what to do."""
 
 

@@ -43,9 +43,7 @@ def write(
         sentences += _around(findings, organ, push_mm, pick)
     if not withhold_diagnosis:
         forms = w.IMPRESSIONS if findings.count else w.IMPRESSIONS_CLEAR
-        sentences.append(
-            pick.filled(forms, hedge=pick(w.HEDGES), diagnosis=pick(w.DIAGNOSES[organ, kind]))
-        )
+        sentences.append(pick.filled(forms, hedge=pick(w.HEDGES), diagnosis=pick(w.DIAGNOSES[organ, kind])))
     text = " ".join(sentences)
     if rng.random() < 0.4:
         for british, american in w.AMERICAN.items():
@@ -98,6 +96,7 @@ def _opening(f: Findings, organ: str, kind: str, pick: _Picker) -> str:
     if f.side == "midline" and f"{form} midline" in w.WHERE:
         form += " midline"
     words = {
+        "a_noun": f"{'an' if noun[0] == 'e' else 'a'} {noun}",
         "noun": noun if not noun.endswith("mass") or f.count < 2 else noun + "e",
         "size": size,
         "a_size": f"{article} {size}",
@@ -221,7 +220,5 @@ def _clear(f: Findings, spots: int, pick: _Picker) -> list[str]:
         sentences.append(pick(w.CLEAR_CONTRAST))
     watery = [m for m in ("T2", "FLAIR") if m in f.modalities]
     if watery:
-        sentences.append(
-            pick(w.SPOTS) if spots else pick(w.CLEAR_SIGNAL).format(modalities=pick.modalities(watery))
-        )
+        sentences.append(pick(w.SPOTS) if spots else pick(w.CLEAR_SIGNAL).format(modalities=pick.modalities(watery)))
     return sentences

@@ -20,7 +20,6 @@ from simulation.phantom.acquisition import Coil, acquire
 from simulation.phantom.anatomy import Deformation
 from simulation.phantom.findings import Findings, measure
 from simulation.phantom.grid import Array, Grid, Rng, SmoothField
-from simulation.phantom.kinds import KINDS
 from simulation.phantom.lesions import HALO, RECIPES, SMALLER, SPOT, Lesion
 from simulation.phantom.scanners import scanner
 from simulation.phantom.tissues import BASE, Body, index
@@ -29,7 +28,6 @@ REGION_MM = 96.0  # field of view of a lesion region
 _JITTER_MM = 12.0  # a region's centre is this far from the lesion's, at most, along each axis
 _ORGANS: dict[str, ModuleType] = {"brain": brain, "liver": abdomen}
 MASS, REACTION = 1, 2  # values of the mask
-_SITE_KINDS = {organ: tuple(k for k in kinds if (organ, k) in RECIPES) for organ, kinds in KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -91,6 +89,8 @@ def make_study(case: Case, config: PhantomConfig, *, seed: int) -> Study:
     signals *= _texture(case.organ, grid, rng)
 
     coil = Coil(random_stream(seed, case.patient_id, "coil"), machine.bias)
+    # A voxel averages over its width: blur away what a grid coarser than the template cannot hold.
+    coarse_mm = 0.4 * float(np.sqrt(max(0.0, grid.spacing_mm**2 - organ.SPACING_MM**2)))
     volumes, gains = {}, {}
     for modality, signal in zip(case.modalities, signals, strict=True):
         rng = random_stream(seed, case.patient_id, modality)
@@ -102,7 +102,7 @@ def make_study(case: Case, config: PhantomConfig, *, seed: int) -> Study:
             machine,
             coil,
             rng,
-            blur_mm=2.5 if echo_planar else 0.0,
+            blur_mm=float(np.hypot(coarse_mm, 2.5 if echo_planar else 0.0)),
             noise=1.6 if echo_planar else 1.0,
             shift_mm=(float(shift[0]), float(shift[1]), float(shift[2])),
         )
@@ -111,9 +111,7 @@ def make_study(case: Case, config: PhantomConfig, *, seed: int) -> Study:
         volumes[modality] = volume
         gains[modality] = float(machine.gain * np.exp(rng.normal(0, 0.35)))
 
-    findings = measure(
-        volumes, mask, sampled.healthy, grid, lambda mm: organ.place_name(patient.template_point(mm))
-    )
+    findings = measure(volumes, mask, sampled.healthy, grid, lambda mm: organ.place_name(patient.template_point(mm)))
     report = ""
     if case.reported:
         seen = [s for s in spots if _visible(s, sampled, grid)]
@@ -145,18 +143,14 @@ def _draw_lesions(
     for radius in radii[1:]:
         for _ in range(20):  # beside the others, within a region's reach
             place = organ.draw_place(kind, radius, patient, rng)
-            gaps = [
-                np.sqrt(((place - o.centre_mm) ** 2).sum()) - 1.3 * (radius + o.radius_mm) for o in lesions
-            ]
+            gaps = [np.sqrt(((place - o.centre_mm) ** 2).sum()) - 1.3 * (radius + o.radius_mm) for o in lesions]
             if min(gaps) > 0 and np.abs(place - anchor).max() < 34:
                 lesions.append(Lesion.draw(rng, case.organ, kind, place, radius))
                 break
     return lesions, anchor
 
 
-def _draw_spots(
-    case: Case, organ: ModuleType, patient: Deformation, config: PhantomConfig, rng: Rng
-) -> list[Lesion]:
+def _draw_spots(case: Case, organ: ModuleType, patient: Deformation, config: PhantomConfig, rng: Rng) -> list[Lesion]:
     """Harmless bright spots of the white matter, in every kind of brain patient alike."""
     if case.organ != "brain":
         return []

@@ -5,8 +5,8 @@ from __future__ import annotations
 OPENINGS = (
     "There is {a_size} {noun} {where}.",
     "{A_size} {noun} is seen {where}.",
-    "{Where} there is a {noun} measuring {size}.",
-    "A {noun} of {size} lies {where}.",
+    "{Where} there is {a_noun} measuring {size}.",
+    "{A_noun} of {size} lies {where}.",
     "{Noun} {where}, {size} in longest axial diameter.",
     "{Where}: {noun}, {size}.",
 )
@@ -17,7 +17,10 @@ OPENINGS_SEVERAL = (
     "{Number} {noun}s, the biggest {where} ({size}).",
 )
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-NOUNS = {"brain": ("mass", "lesion", "focal lesion", "space-occupying lesion"), "liver": ("lesion", "focal lesion", "mass")}
+NOUNS = {
+    "brain": ("mass", "lesion", "focal lesion", "space-occupying lesion"),
+    "liver": ("lesion", "focal lesion", "mass"),
+}
 EXTRA_AXIAL_NOUNS = ("extra-axial mass", "dural-based lesion", "extra-axial lesion")
 
 WHERE = {
@@ -138,14 +141,22 @@ CLEAR = (
     "There is no space-occupying lesion.",
 )
 CLEAR_CONTRAST = ("No abnormal enhancement.", "No pathological uptake of contrast agent.")
-CLEAR_SIGNAL = ("Normal signal of the parenchyma on {modalities}.", "Parenchymal signal on {modalities} is unremarkable.")
+CLEAR_SIGNAL = (
+    "Normal signal of the parenchyma on {modalities}.",
+    "Parenchymal signal on {modalities} is unremarkable.",
+)
 SPOTS = (
     "Nonspecific punctate white-matter foci.",
     "A small nonspecific bright focus in the white matter.",
 )
 
 HEDGES = ("consistent with", "in keeping with", "suggestive of", "most likely", "compatible with")
-IMPRESSIONS = ("Impression: {hedge} {diagnosis}.", "{Hedge} {diagnosis}.", "Findings {hedge} {diagnosis}.", "{Diagnosis}.")
+IMPRESSIONS = (
+    "Impression: {hedge} {diagnosis}.",
+    "{Hedge} {diagnosis}.",
+    "Findings {hedge} {diagnosis}.",
+    "{Diagnosis}.",
+)
 IMPRESSIONS_CLEAR = ("Impression: {diagnosis}.", "{Diagnosis}.", "Conclusion: {diagnosis}.")
 DIAGNOSES: dict[tuple[str, str], tuple[str, ...]] = {
     ("brain", "normal"): ("normal brain MRI", "no evidence of a brain tumour", "unremarkable brain MRI without tumour"),

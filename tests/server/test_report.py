@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_run import entry, full_summary, write_run
 
 from server.report import headline_figure, write_report
+from tests.server.report_run import entry, full_summary, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: scripts/install_chromium.sh")

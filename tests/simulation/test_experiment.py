@@ -1,0 +1,154 @@
+"""`medmap-sim` as a person runs it: real processes, the phantom, the summary's promises, Ctrl-C and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+SIM = shutil.which("medmap-sim", path=str(Path(sys.executable).parent))
+# A federation of three brain hospitals that trains in seconds.
+TINY = [
+    "sites.organs=[brain]", "sites.count=3", "sites.patients=12", "sites.validation_patients=4", "sites.test_patients=6", "sites.common_patients=8",
+    "sites.external_patients=10", "data.phantom.size=16", "data.volumes.size=16", "data.volumes.spacing_mm=6", "text=hash", "model.encoder.width=4",
+    "model.embed_dim=32", "stage.pretrain.rounds=1", "stage.finetune.rounds=2", "stage.pretrain.epochs=1", "stage.finetune.epochs=1", "bootstrap=20",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder to run in: the phantom is made once and found again by later runs."""
+    return tmp_path_factory.mktemp("world")
+
+
+def sim(world: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SIM, *arguments], cwd=world, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def done(world):
+    """One finished run with all baselines, in two worker processes."""
+    shown = sim(world, *TINY, "output_dir=run", "engine.workers=2")
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    return world / "run", shown.stdout
+
+
+def weights(run_dir: Path) -> dict[str, np.ndarray]:
+    return load_file(run_dir / "checkpoints" / "finetune-0002" / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_it_promises(done):
+    run_dir, shown = done
+    assert {"summary.json", "report.html", "config.yaml", "metrics.jsonl", "checkpoints", "tensorboard"} <= {p.name for p in run_dir.iterdir()}
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["schema_version"], summary["status"], summary["engine"], summary["privacy"]) == (1, "completed", "inprocess", None)
+    assert set(summary["metrics"]) == {"federated", "local", "pooled", "naive"}
+    for condition in summary["metrics"].values():
+        assert 0 <= condition["brain"]["auroc"] <= 1
+        assert "liver" not in condition, "what is missing is absent or null, never 0"
+    assert summary["metrics"]["federated"]["brain"]["n"] == 3 * 8
+    assert summary["metrics_external"]["federated"]["brain"]["n"] == 10
+    low, high = summary["metrics"]["federated"]["brain"]["auroc_ci"]
+    assert low <= summary["metrics"]["federated"]["brain"]["auroc"] <= high
+    trained = [s["name"] for s in summary["sites"] if not s["external"]]
+    matrix = summary["cross_site"]
+    assert matrix["models"] == ["federated", *[f"local-{s}" for s in trained], "pooled", "naive"] or set(matrix["models"]) == {
+        "federated", "pooled", "naive", *[f"local-{s}" for s in trained]
+    }  # fmt: skip
+    assert len(matrix["organ"]["brain"]) == len(matrix["models"])
+    assert summary["stages"]["finetune"]["rounds"] == 2
+    assert all(0 < s["studies"]["train"] <= 12 for s in summary["sites"] if not s["external"])
+    traffic = summary["communication"]
+    assert 0 < traffic["bytes_up"] <= traffic["bytes_down"]
+    assert traffic["bytes_up"] < 3 * 3 * traffic["bytes_full_model"], "sites send what they own, not the whole model"
+    assert "AUROC" in shown and "report.html" in shown
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_model_and_the_same_scores_in_one_process_or_two(done, world):
+    run_dir, _ = done
+    assert sim(world, *TINY, "output_dir=again", "engine.workers=1", "baselines=[pooled]").returncode == 0
+    one, two = (json.loads((d / "summary.json").read_text()) for d in (run_dir, world / "again"))
+    assert one["metrics"]["federated"] == two["metrics"]["federated"]
+    assert one["metrics"]["pooled"] == two["metrics"]["pooled"]
+    for name, tensor in weights(run_dir).items():
+        np.testing.assert_array_equal(weights(world / "again")[name], tensor)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_and_the_resumed_run_ends_with_the_same_bits(done, world):
+    run_dir, _ = done
+    process = subprocess.Popen(
+        [SIM, *TINY, "output_dir=cut", "baselines=[]", "engine.workers=1"], cwd=world, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (world / "cut" / "checkpoints").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors[-2000:]
+    assert "medmap-sim resume=" in errors and "Traceback" not in errors
+    assert not (world / "cut" / "summary.json").exists()
+    resumed = sim(world, "resume=cut")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    for name, tensor in weights(run_dir).items():
+        np.testing.assert_array_equal(weights(world / "cut")[name], tensor)
+
+
+@pytest.mark.slow
+def test_a_second_run_moves_the_first_aside(done, world):
+    first = json.loads((world / "run" / "summary.json").read_text())
+    shown = sim(world, *TINY, "output_dir=run", "baselines=[]", "stage.finetune.rounds=1")
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert json.loads((world / "run.1" / "summary.json").read_text()) == first
+    shutil.rmtree(world / "run")
+    (world / "run.1").rename(world / "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["sites.cuont=3"], 2, "there is no setting 'sites.cuont'; did you mean sites.count"),
+        (["fly"], 2, "there is no command 'fly': take run, phantom or config"),
+        (["resume=nowhere"], 2, "resume=nowhere: there is no run in that folder"),
+        (["data=manifest"], 2, "data.kind=manifest needs data.manifest=PATH"),
+        (["data=manifest", "data.manifest=nowhere.csv", "output_dir=m"], 1, "nowhere.csv"),
+        (["engine.device=cuda", "text=hash"], 2, "engine.device=cuda: this machine has no CUDA device"),
+        (["text=huggingface", "text.model=no/such-model"], 1, "no/such-model"),
+        (["sites=natural"], 2, "natural"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_a_true_exit_code(world, arguments, code, sentence):
+    shown = sim(world, *arguments)
+    assert (shown.returncode, shown.stderr.count("\n")) == (code, 1), shown.stderr[-2000:]
+    assert sentence in shown.stderr
+    assert "Traceback" not in shown.stderr + shown.stdout
+
+
+def test_every_setting_can_be_listed(world):
+    shown = sim(world, "config", "seed=7").stdout
+    assert "seed=7" in shown
+    assert "data.phantom.scanner_strength=0.4" in shown
+
+
+@pytest.mark.slow
+def test_the_smoke_experiment_runs_whole_and_federated_learns(world):
+    begun = time.monotonic()
+    shown = sim(world, "experiment=smoke", "output_dir=smoke", timeout=600)
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    metrics = json.loads((world / "smoke" / "summary.json").read_text())["metrics"]
+    assert metrics["federated"]["brain"]["auroc"] > 0.75
+    assert metrics["federated"]["brain"]["auroc"] > metrics["local"]["brain"]["auroc"]
+    assert metrics["naive"] is None
+    assert time.monotonic() - begun < 600  # a minute on a quiet machine: benchmarks say, a test cannot
