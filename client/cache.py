@@ -49,9 +49,13 @@ class Entry:
     problems: tuple[Problem, ...]
 
     def read(self) -> NDArray[np.float16]:
-        """The cubes, (modalities, size, size, size)."""
-        with safe_open(self.path, "np") as file:
-            return np.stack([file.get_tensor(modality) for modality in self.modalities])
+        """The cubes, (modalities, size, size, size). Raises DataError when the file has gone meanwhile."""
+        try:
+            with safe_open(self.path, "np") as file:
+                return np.stack([file.get_tensor(modality) for modality in self.modalities])
+        except (OSError, SafetensorError):
+            problem = Problem(None, None, f"{self.path} is gone or damaged", "Start again: it is then made anew")
+            raise DataError("A prepared study was lost from the cache during the run", [problem]) from None
 
 
 class CubeCache:

@@ -123,7 +123,7 @@ class _Reader:
                 self.owners.setdefault(modality, []).append(organ.name)
         self.values: dict[tuple[str, str], dict[str, tuple[str, int]]] = {}  # study -> column -> value, row
         self.images: dict[tuple[str, str], dict[str, tuple[Path, int]]] = {}  # study -> modality -> path, row
-        self.patients: dict[str, dict[str, tuple[str, int]]] = {}  # patient -> split, site -> value, row
+        self.patients: dict[str, dict[str, tuple[str, int]]] = {}  # patient -> row, split, site, told
         self.named: dict[str, int] = {}  # image -> the row that named it first
         self.exists: dict[str, bool] = {}
 
@@ -137,9 +137,9 @@ class _Reader:
             self.say(row, None, problem, "Quote texts that contain a separator or a line break; keep empty cells")
             return
         cell = {name: cells[i].strip() for name, i in self.where.items()}
-        empty = [name for name in REQUIRED if not cell[name]]
-        for name in empty:
-            self.say(row, name, "The cell is empty", "Fill it in; every volume needs it")
+        for name in REQUIRED:
+            if not cell[name]:
+                self.say(row, name, "The cell is empty", "Fill it in; every volume needs it")
         organ = self.organ(row, cell.get("organ", ""), cell["modality"])
         label, split = cell.get("abnormality", ""), cell.get("split", "")
         classes = self.vocabulary.organs[organ].abnormalities if organ else ()
@@ -149,12 +149,15 @@ class _Reader:
             cell["abnormality"] = ""
         if split and split not in SPLITS:
             self.say(row, "split", f"'{split}' is not a split", nearest(split, SPLITS))
-            cell["split"] = ""
+            del cell["split"]
         image = self.path(row, "image", cell["image"]) if cell["image"] else None
         mask = self.path(row, "mask", cell["mask"]) if cell.get("mask") else None
-        if organ and image and not empty and organ in self.owners.get(cell["modality"], ()):
-            cell["organ"], cell["mask"] = organ, str(mask or "")
-            self.file(row, (cell["patient_id"], cell["study_id"]), cell, image)
+        cell["organ"], cell["mask"] = organ or "", str(mask or "")
+        if cell["patient_id"]:
+            self.person(row, cell)
+        if cell["patient_id"] and cell["study_id"]:
+            sound = organ and organ in self.owners.get(cell["modality"], ())
+            self.file(row, (cell["patient_id"], cell["study_id"]), cell, image if sound else None)
 
     def organ(self, row: int, name: str, modality: str) -> str | None:
         """The row's organ, inferred from a modality that only one organ has; None where it cannot be told."""
@@ -185,19 +188,27 @@ class _Reader:
         self.say(row, column, f"The file is missing: {path}", remedy)
         return None
 
-    def file(self, row: int, key: tuple[str, str], cell: dict[str, str], image: Path) -> None:
-        """Keep the row, and say where its study, its patient or its file has said otherwise already."""
-        patient, study = self.patients.setdefault(key[0], {}), self.values.setdefault(key, {})
-        images = self.images.setdefault(key, {})
+    def person(self, row: int, cell: dict[str, str]) -> None:
+        """A patient has one split and one site."""
+        patient = self.patients.setdefault(cell["patient_id"], {"row": ("", row)})
+        for name in ("split", "site"):
+            if (value := cell.get(name)) and (first := patient.setdefault(name, (value, row)))[0] != value:
+                who = f"Patient {cell['patient_id']}"
+                problem = f"{who} is in {name} {value}, but in {first[0]} in row {first[1]} (leakage)"
+                self.say(row, name, problem, f"Keep a patient in one {name}, or give two people two ids")
+        if "split" in self.where and "split" not in cell:
+            patient["told"] = ("", row)  # that what stands there is not a split
+
+    def file(self, row: int, key: tuple[str, str], cell: dict[str, str], image: Path | None) -> None:
+        """Keep the row, and say where its study or its file has said otherwise already."""
+        study, images = self.values.setdefault(key, {}), self.images.setdefault(key, {})
         who = f"Study {key[1]} of patient {key[0]}"
         for name in ("organ", "abnormality", "report", "mask"):
             if (value := cell.get(name)) and (first := study.setdefault(name, (value, row)))[0] != value:
                 remedy = "Give every row of a study the same, or another study_id"
                 self.say(row, name, f"{who} has another {name} in row {first[1]}", remedy)
-        for name in ("split", "site"):
-            if (value := cell.get(name)) and (first := patient.setdefault(name, (value, row)))[0] != value:
-                problem = f"Patient {key[0]} is in {name} {value}, but in {first[0]} in row {first[1]} (leakage)"
-                self.say(row, name, problem, f"Keep a patient in one {name}, or give two people two ids")
+        if image is None:
+            return
         if (slot := images.setdefault(cell["modality"], (image, row)))[1] != row:
             problem = f"{who} has {cell['modality']} in row {slot[1]} already"
             self.say(row, "modality", problem, "Keep one of the two rows, or give the other another study_id")
@@ -207,29 +218,29 @@ class _Reader:
 
     def studies(self) -> tuple[Study, ...]:
         """All studies in the order of the file."""
-        divided = any("split" in patient for patient in self.patients.values())
-        told: set[str] = set()
+        if any("split" in patient for patient in self.patients.values()):
+            remedy = "Fill it in, or leave the whole column empty for a 70/10/20 split by patient"
+            for name, patient in self.patients.items():
+                if not patient.keys() & {"split", "told"}:
+                    self.say(patient["row"][1], "split", f"Patient {name} has no split, but others have", remedy)
         studies = []
-        for (patient, study), images in self.images.items():
-            known = {name: value for name, (value, _) in self.values[patient, study].items()}
-            person = {name: value for name, (value, _) in self.patients[patient].items()}
-            rows = {modality: row for modality, (_, row) in images.items()}
-            if divided and "split" not in person and patient not in told:
-                told.add(patient)
-                remedy = "Fill it in, or leave the whole column empty for a 70/10/20 split by patient"
-                self.say(min(rows.values()), "split", f"Patient {patient} has no split, but others have", remedy)
+        for (name, study), images in self.images.items():
+            if not images:
+                continue
+            known = {column: value for column, (value, _) in self.values[name, study].items()}
+            person = {column: value for column, (value, _) in self.patients[name].items()}
             studies.append(
                 Study(
-                    patient_id=patient,
+                    patient_id=name,
                     study_id=study,
                     organ=known["organ"],
                     abnormality=known.get("abnormality"),
                     report=known.get("report"),
-                    split=person.get("split") or split_of(patient),
+                    split=person.get("split") or split_of(name),
                     site=person.get("site"),
                     images={modality: path for modality, (path, _) in images.items()},
                     mask=Path(known["mask"]) if "mask" in known else None,
-                    rows=rows,
+                    rows={modality: row for modality, (_, row) in images.items()},
                 )
             )
         return tuple(studies)

@@ -105,7 +105,8 @@ class SiteRecords:
             studies = drawn[organ]
             parts = [studies[i : i + batch_size] for i in range(0, len(studies), batch_size)]
             if len(parts) > 1 and len(parts[-1]) == 1:
-                parts[-2] += parts.pop()
+                single = parts.pop()
+                parts[-1] += single
             batches += [(organ, part) for part in parts if len(part) > 1]
         for place in torch.randperm(len(batches), generator=generator).tolist():
             organ, part = batches[place]
@@ -150,8 +151,11 @@ class SiteRecords:
         return held
 
     def _embed(self, embed: Callable[[Sequence[str]], Tensor]) -> None:
-        """Rows of the embedding table for each study's report and for its mirror image; -1 where there is none."""
-        reports = [study.report for study in self._studies]
+        """Rows of the embedding table for each study's report and for its mirror image; -1 where there is none.
+
+        Reports of test patients are not read: no text of a patient enters at test time.
+        """
+        reports = [study.report if study.split in ("train", "val") else None for study in self._studies]
         mirrored = [s.report and mirror_report(s.report) if s.split == "train" else None for s in self._studies]
         texts = sorted({text for text in (*reports, *mirrored) if text})
         row = {text: i for i, text in enumerate(texts)}

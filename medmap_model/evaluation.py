@@ -15,7 +15,7 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, *, bootstrap: int = 0,
 
     labels: (N,) int, -1 (unknown) is left out. probabilities: (N, C). AUROC is class 1's for C = 2, else the mean
     one-versus-rest over the classes present. With bootstrap > 0 also `<metric>_ci`: [low, high], 95 %, percentiles over
-    resampled patients; resamples of a single class are dropped. Raises ValueError for probabilities that are not finite.
+    resampled patients; resamples of a single class are dropped. Raises ValueError for predictions that are not finite.
     """
     labels = np.asarray(labels)
     probabilities = np.asarray(probabilities, dtype=np.float64)
@@ -42,7 +42,7 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, *, bootstrap: int = 0,
 
 
 def _score(y: np.ndarray, p: np.ndarray) -> dict[str, np.ndarray]:
-    """R resamples at once: labels (R, N), probabilities (R, N, C) -> metric -> (R,). Two classes or more in each row."""
+    """R resamples at once: (R, N), (R, N, C) -> metric -> (R,). Each row holds two classes or more."""
     classes = p.shape[2]
     guess = p.argmax(2)
     truth = y[..., None] == np.arange(classes)  # (R, N, C)

@@ -1,4 +1,4 @@
-"""Text-guided fusion: embeddings (B, M, D) of any subset of modalities and a query text (D,) become one feature (B, D)."""
+"""Text-guided fusion: embeddings (B, M, D) of any subset of modalities and a query (D,) -> feature (B, D)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ class Fusion(nn.Module):
 
 
 def drop_modalities(present: Tensor, *, rate: float) -> Tensor:
-    """(B, M) bool -> (B, M) bool: hides present modalities at random, never all of a record's. Uses torch's global RNG."""
+    """(B, M) bool -> (B, M) bool: hides present modalities at random, never all of a record's.
+
+    Draws from torch's global RNG.
+    """
     if rate == 0:
         return present
     kept = present & (torch.rand(present.shape, device=present.device) >= rate)

@@ -88,7 +88,7 @@ def owned(vocabulary: Vocabulary, volumes: Mapping[str, int], studies: Mapping[s
     """The groups that a site trains in a stage, with their weight in the average.
 
     volumes: training volumes per modality; studies: training studies per organ. Encoders and projections weigh by
-    volumes, heads by the organ's studies, the shared groups by all studies. A group with nothing behind it is not owned.
+    volumes, heads by the organ's studies, the shared groups by all studies. What has nothing behind it is not owned.
     """
     if stage not in ("pretrain", "finetune"):
         raise GroupError(f"stage {stage} is not known: pretrain or finetune")

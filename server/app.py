@@ -90,4 +90,6 @@ def main(grid: Grid, context: Context) -> None:
             "communication": federation.communication(),
         },
     )
-    print(f"The federation is complete: {folder}")
+    from server.report import write_report
+
+    print(f"The federation is complete: {write_report(folder)}")

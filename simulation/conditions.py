@@ -213,6 +213,16 @@ def _work(batch: list[Job], hospitals: Sequence[Hospital], run_dir: Path) -> lis
         raise ConditionError(str(error)) from None
 
 
+def _prepare(hospital: Hospital, config_json: str, cache: Path) -> float:
+    """Open a hospital's records, so that volumes and report embeddings are in the caches. Returns the seconds."""
+    begun = time.monotonic()
+    try:
+        open_records(from_json(config_json), hospital.entry.manifests, cache)
+    except MISTAKES as error:
+        raise ConditionError(f"{hospital.entry.name}: {error}") from None
+    return time.monotonic() - begun
+
+
 def run_all(
     config: Config, hospitals: Sequence[Hospital], run_dir: Path, progress: Progress
 ) -> dict[str, dict[str, Any]]:
@@ -225,8 +235,13 @@ def run_all(
     events, stop = context.Queue(), context.Event()
     results: dict[str, dict[str, Any]] = {}
     with ProcessPoolExecutor(min(config.engine.workers, len(batches)), context, _start_worker, (events, stop)) as pool:
-        running: set[Future[list[dict[str, Any]]]] = {pool.submit(_work, b, hospitals, run_dir) for b in batches}
+        running: set[Future[list[dict[str, Any]]]] = set()
         try:
+            progress(Event("message", "run", text=f"preparing the volumes of {len(hospitals)} hospitals"))
+            text, cache = to_json(config), cache_dir(config, run_dir)
+            for prepared in [pool.submit(_prepare, h, text, cache) for h in hospitals]:
+                prepared.result()
+            running = {pool.submit(_work, b, hospitals, run_dir) for b in batches}
             while running:
                 for event in _drain(events):
                     progress(event)

@@ -27,6 +27,8 @@ def run(config: Config, progress: Progress) -> Path:
     """Run the experiment, or go on with the one in `config.resume`. Returns the run's folder."""
     begun = time.monotonic()
     run_dir, config = _open_folder(config, progress)
+    if config.text.cache_dir is None:  # beside the prepared volumes, for all processes of the run and the next one
+        config = replace(config, text=replace(config.text, cache_dir=str(run_dir.parent / "cache" / "text")))
     vocabulary = load_vocabulary(config.data.vocabulary)
     hospitals, data = prepare_data(config, vocabulary, run_dir, progress)
     generated = time.monotonic()

@@ -1,4 +1,4 @@
-"""Which virtual hospitals there are: the `sites` config in; a list of `SiteSpec`, or a manifest's rows per site, out."""
+"""Which virtual hospitals there are: the `sites` config in; `SiteSpec`s, or a manifest's rows per site, out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class OrganShare:
     """What one hospital has of one organ.
 
     train/val/test: patients per split, in the hospital's own label mix; common: balanced test patients.
-    modalities: the slots it owns. mix: kind of patient -> probability (phantom kinds, or the vocabulary's abnormalities).
+    modalities: the slots it owns. mix: kind of patient -> probability (phantom kinds, or the vocabulary's
+    abnormalities).
     """
 
     train: int
@@ -45,7 +46,7 @@ class SiteSpec:
 
 
 def plan_sites(config: SitesConfig, vocabulary: Vocabulary, *, seed: int) -> list[SiteSpec]:
-    """The phantom's hospitals, those trained on first, the external one last. Raises ConfigError for an impossible plan."""
+    """The phantom's hospitals, those trained on first, the external one last; ConfigError for an impossible plan."""
     from simulation.phantom.tissues import MODALITIES
 
     if config.kind == "natural":
@@ -187,10 +188,11 @@ def partition_manifest(
 ) -> dict[str, list[dict[str, str]]]:
     """A manifest's rows per site, the external site last; every row says its `site` and `split`.
 
-    natural: by `config.column`. Otherwise patients, never volumes, go to the sites of the plan in the proportions of the
-    sites' label mixes; rows of modalities that a site does not own are dropped. A `split` that is given stays; else a
-    hash of the patient id decides (70/10/20). The external site has test patients only: `config.external_site`, or
-    a random share. Rows are copied. Raises ConfigError where a site would be empty or a column is missing.
+    natural: by `config.column`. Otherwise patients, never volumes, go to the sites of the plan in the proportions
+    of the sites' label mixes; rows of modalities that a site does not own are dropped. A `split` that is given
+    stays; else a hash of the patient id decides (70/10/20). The external site (`config.external_site`, or a
+    random share) has test patients only. Rows are copied. Raises ConfigError where a site would be empty or
+    a column is missing.
     """
     if config.kind == "natural":
         groups = _by_column(rows, config)
@@ -236,7 +238,7 @@ def _by_column(rows: list[dict[str, str]], config: SitesConfig) -> dict[str, lis
 def _by_plan(
     rows: list[dict[str, str]], config: SitesConfig, vocabulary: Vocabulary, seed: int
 ) -> dict[str, list[dict[str, str]]]:
-    """Patients to the planned sites, label by label, so that every site's mix comes as near the plan's as whole patients allow."""
+    """Patients to the planned sites, label by label: mixes come as near the plan's as whole patients allow."""
     import numpy as np
 
     wanted = _organs(config, vocabulary)

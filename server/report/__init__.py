@@ -16,7 +16,7 @@ from server.report.figures import headline_figure
 from server.report.page import PAGE
 from server.report.parts import COSTS, MACROS
 from server.report.run import Run, read_run
-from server.report.scores import CONDITIONS, organs
+from server.report.scores import conditions, organs
 from server.report.style import STYLE
 
 __all__ = ["headline_figure", "write_report"]
@@ -49,7 +49,8 @@ def _render(run: Run) -> str:
         findings=findings.findings(summary),
         score_tables=[tables.score_table(summary, organ) for organ in names],
         score_charts={organ: figures.score_chart(summary, organ) for organ in names},
-        conditions=list(CONDITIONS.values()),
+        conditions=conditions(summary),
+        curve_conditions=figures.curve_conditions(run),
         curves=figures.curve_charts(run),
         heat_maps=tables.heat_maps(summary),
         ownership=tables.ownership(summary),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from server.report.run import Run, read_run
-from server.report.scores import CONDITIONS, conditions, family, organs, score, test_sets
+from server.report.scores import CONDITIONS, Condition, conditions, family, organs, score, test_sets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +59,12 @@ def score_chart(summary: dict[str, Any], organ: str) -> Markup:
         )
 
 
+def curve_conditions(run: Run) -> list[Condition]:
+    """The conditions that have any learning curve, in the report's order."""
+    found = {family(name) for name, _, _ in _curves(run)}
+    return [c for c in CONDITIONS.values() if c.key in found]
+
+
 def curve_charts(run: Run) -> list[Markup]:
     """Learning curves: one small chart per stage and figure that has any point."""
     from matplotlib import rc_context
@@ -99,13 +105,9 @@ def headline_figure(run_dir: Path, path: Path) -> Path:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=max(len(labels), 1))
         kind = (summary.get("data") or {}).get("kind")
-        origin = {"phantom": "simulated phantom patients", "real": "phantom patients and a few real scans"}
-        figure.suptitle(
-            f"Test AUROC on {origin.get(str(kind), 'the test patients')}, with 95 % intervals",
-            fontsize=12,
-            x=0.01,
-            ha="left",
-        )
+        origin = {"phantom": "simulated phantom patients", "real": "phantom and a few real patients"}
+        title = f"Test AUROC on {origin.get(str(kind), 'the test patients')}"
+        figure.suptitle(title, fontsize=12, x=0.01, ha="left")
         temporary = path.with_name(f".{path.name}.tmp")
         figure.savefig(temporary, format="png", dpi=160, facecolor="white", metadata={"Software": None})
         os.replace(temporary, path)
@@ -134,7 +136,7 @@ def _dots(axes: Axes, summary: dict[str, Any], organ: str) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(max(len(sets), 1) - 0.5, -0.5)
     axes.set_xlim(max(lowest - 0.03, 0.0), 1.01)
-    axes.set_xlabel("AUROC (dotted line: chance)")
+    axes.set_xlabel("AUROC (dotted line: chance)\nthick: 95 % interval, thin: range over sites")
 
 
 def _line(axes: Axes, name: str, points: list[tuple[int, float]]) -> None:

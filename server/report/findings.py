@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from server.report.formats import interval, listed, number, words
+from server.report.formats import SPACE, interval, listed, number, words
 from server.report.scores import Score, organs, score
 from server.report.tables import local_site
 
@@ -33,19 +33,19 @@ class Question:
 
 
 QUESTIONS = (
-    Question("local", "metrics", "local-only training", "On everyone's patients"),
-    Question("local", "metrics_own", "local-only training", "On the sites' own patients"),
-    Question("local", "metrics_external", "local-only training", "At a hospital that took no part"),
+    Question("local", "metrics", "the average local-only model", "On everyone's patients"),
+    Question("local", "metrics_own", "the average local-only model", "On the sites' own patients"),
+    Question("local", "metrics_external", "the average local-only model", "At a hospital that took no part"),
     Question("naive", "metrics", "naive averaging", "On everyone's patients"),
     Question("pooled", "metrics", "pooling all data", "On everyone's patients"),
 )
 
 
-# Where data come from: data.kind -> title and sentence. What is simulated must be read before any number.
+# Where data come from: data.kind -> title, and a sentence for a run that has no note of its own.
 ORIGINS = {
     "phantom": ("Simulated PHANTOM data.", "Every patient in this report was drawn by a program."),
     "real": ("Partly simulated PHANTOM data.", "A few real scans stand beside patients drawn by a program."),
-    "manifest": ("Data from a manifest.", ""),
+    "manifest": ("Data from a manifest.", "The volumes are those that it lists."),
 }
 UNKNOWN = ("Data of unknown origin.", "The summary does not say where they come from.")
 
@@ -70,11 +70,15 @@ def notices(summary: dict[str, Any]) -> list[Remark]:
 
 def _data_notice(data: dict[str, Any]) -> Remark:
     kind = data.get("kind")
-    settings = [f"{words(k)} {v}" for k, v in (data.get("difficulty") or {}).items()]
+    settings = [f"{words(k)} {_setting(v)}" for k, v in (data.get("difficulty") or {}).items()]
     difficulty = f"Difficulty settings: {', '.join(settings)}." if settings else ""
     title, text = ORIGINS.get(str(kind), UNKNOWN)
-    sentences = (text, str(data.get("note") or ""), difficulty)
-    return Remark(title, " ".join(t for t in sentences if t), "info" if kind == "manifest" else "warn")
+    text = str(data.get("note") or text)
+    return Remark(title, f"{text} {difficulty}".strip(), "info" if kind == "manifest" else "warn")
+
+
+def _setting(value: Any) -> str:
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 def headline(summary: dict[str, Any]) -> list[str]:
@@ -91,7 +95,7 @@ def headline(summary: dict[str, Any]) -> list[str]:
             if value is not None:
                 others.append(f"{number(value, 2)} {name}")
         against = f" against {listed(others)}" if others else ""
-        patients = f", n = {ours.n}" if ours.n is not None else ""
+        patients = f", n{SPACE}={SPACE}{ours.n}" if ours.n is not None else ""
         federated = " ".join(t for t in (number(ours.value, 2), interval(ours.interval)) if t)
         sentences.append(f"Federated {federated}{against} ({organ} AUROC, common test set{patients}).")
     return sentences
@@ -112,7 +116,8 @@ def findings(summary: dict[str, Any]) -> list[Remark]:
         verdicts = {organ: _verdict(*pair) for organ, pair in pairs.items()}
         clauses = []
         for organ, (ours, theirs) in pairs.items():
-            both = f"federated {number(ours.value, 2)}, {question.other} {number(theirs.value, 2)}"
+            best = f", best site {number(theirs.spread[1], 2)}" if theirs.spread else ""
+            both = f"federated {number(ours.value, 2)}, {question.other} {number(theirs.value, 2)}{best}"
             clauses.append(f"{organ} {both} ({verdicts[organ][1]})")
         text = "; ".join(clauses)
         remarks.append(

@@ -109,7 +109,7 @@ PAGE = """
 <section aria-labelledby="curves">
 <h2 id="curves">Learning curves</h2>
 {% if curves %}
-{{ legend(conditions) }}
+{{ legend(curve_conditions) }}
 <div class="charts">
 {% for chart in curves %}<div>{{ chart }}</div>{% endfor %}
 </div>
@@ -202,7 +202,7 @@ PAGE = """
 {% call box("Participation by site") %}
 <table class="participation">
 <caption>Over {{ participation.rounds }} federated rounds.</caption>
-{{ head(["Site", "Returned", "Missing", "Refused", "Last training loss", "Time per round"], text=[0]) }}
+{{ head(["Site", "Returned", "Missing", "Refused", "Last training loss", "Training per round"], text=[0]) }}
 <tbody>
 {% for r in participation.rows %}
 <tr><th scope="row">{{ r.site }}</th><td>{{ r.returned }}</td><td>{{ r.missing }}</td><td>{{ r.refused }}</td>

@@ -117,7 +117,9 @@ footer { margin-top: 3rem; padding-bottom: 2rem; }
   h2, h3, caption { break-after: avoid; }
   h2 { margin-top: 1.6rem; }
   tfoot { display: table-row-group; }
-  table.grid, tr, .notice, .charts > *, .pair > *, li { break-inside: avoid; }
+  p { break-inside: avoid; }
+  p:has(+ .box) { break-after: avoid; }
+  table.grid, table.timing, tr, .notice, .charts > *, .pair > *, li { break-inside: avoid; }
   .charts, .halves { grid-template-columns: 1fr 1fr; }
   table.details { font-size: .76rem; }
   table.details th, table.details td { padding: .25rem .35rem; }

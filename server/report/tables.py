@@ -78,13 +78,15 @@ def heat_maps(summary: Row) -> list[Row]:
     maps = []
     for organ, values in (cross.get("organ") or {}).items():
         used = [j for j in range(len(sites)) if any(j < len(r) and r[j] is not None for r in values)]
-        rows = []
+        rows: list[Row] = []
         for model, row in zip(models, values, strict=False):
             if all(v is None for v in row):
                 continue
             owner = local_site(model, sites)
             cells = [{**_heat(row[j] if j < len(row) else None), "own": owner == sites[j]} for j in used]
-            rows.append({"name": f"{owner} alone" if owner else model, "cells": cells})
+            name = f"{owner} alone" if owner else model
+            rows.append({"name": name, "local": owner is not None, "cells": cells})
+        rows.sort(key=lambda row: row["local"])  # shared models first
         if rows:
             columns = [{"name": sites[j], "external": sites[j] in external} for j in used]
             maps.append({"organ": organ, "metric": _measure(cross), "columns": columns, "rows": rows})

@@ -35,9 +35,9 @@ def generate(
 ) -> Path:
     """Write the hospitals' data below `folder` and return it.
 
-    A complete data set of the same specs, config, vocabulary and seed is used as it is; a half-written one is completed.
-    The files do not depend on the number of workers. `progress(done, total)` counts patients. Raises PhantomError, one
-    line, where `folder` holds anything else or the phantom cannot simulate what is asked.
+    A complete data set of the same specs, config, vocabulary and seed is used as it is; a half-written one is
+    completed. The files do not depend on the number of workers. `progress(done, total)` counts patients. Raises
+    PhantomError, one line, where `folder` holds anything else or the phantom cannot simulate what is asked.
     """
     from simulation.phantom.dataset import write_dataset
 

@@ -31,7 +31,7 @@ _POSTERIOR_DEG, _CANTLIE_DEG, _FALCIFORM_DEG = 5.0, 48.0, 100.0
 
 @dataclass(frozen=True)
 class Template:
-    """labels: (96, 96, 120) uint8. liver: share of liver and its veins, the same shape. inner_mm: deep liver, (n, 3)."""
+    """labels: (96, 96, 120) uint8. liver: share of liver and its veins. inner_mm: places deep in it, (n, 3)."""
 
     labels: NDArray[np.uint8]
     liver: Array
@@ -55,7 +55,7 @@ def template() -> Template:
 
 def _lungs_and_dome(top: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Slices above the map: the chest wall goes on, liver and spleen round off under lung."""
-    outside, count = label(top == _ID["air"])
+    outside, _ = label(top == _ID["air"])
     border = np.unique(np.concatenate([outside[0], outside[-1], outside[:, 0], outside[:, -1]]))
     lung = (top == _ID["air"]) & ~np.isin(outside, border)
     chest = lung | np.isin(top, [_ID[k] for k in ("liver", "spleen", "bowel")])
@@ -92,9 +92,8 @@ def draw_place(kind: str, radius_mm: float, patient: Deformation, rng: Rng) -> N
 
 
 class Sampled:
-    """One patient on one grid. The template's labels become signal first and are interpolated then: exact partial volume."""
+    """One patient on one grid. Labels become signal first and are interpolated then: exact partial volume."""
 
-    blank_outside = False
     inside: NDArray[np.bool_] | None = None
 
     def __init__(self, patient: Deformation, pushes: list[Push], grid: Grid) -> None:

@@ -42,9 +42,10 @@ def acquire(
     noise: float = 1.0,
     shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Array:
-    """One volume as stored. `signal`: relative to reference tissue, not negative. `blur_mm`, `noise`: on top of the scanner's.
+    """One volume as stored. `signal`: relative to reference tissue, not negative.
 
-    `shift_mm`: where this breath-hold lies; tissue that enters at the edge repeats the edge.
+    `blur_mm`, `noise`: on top of the scanner's. `shift_mm`: where this breath-hold lies; tissue that enters at the
+    edge repeats the edge.
     """
     volume = np.power(signal, np.float32(scanner.curve)) if scanner.curve != 1 else signal
     sigma = float(np.hypot(scanner.blur_mm, blur_mm))
@@ -71,8 +72,8 @@ def acquire(
 def _kernel(sigma: float, thick: float, shift: float) -> np.ndarray:
     """Weights along one axis, in voxels: Gaussian blur, slice profile and a shift together, summing to 1.
 
-    Slices of thickness t, interpolated back to the grid, average as a box of t and a triangle of 2t. A voxel is the mean
-    over its own width, which the template's sampling has done, so an extent below half a voxel leaves it alone.
+    Slices of thickness t, interpolated back to the grid, average as a box of t and a triangle of 2t. Slices
+    thinner than a voxel and blur below a quarter of one change nothing.
     """
     box = thick if thick > 1 else 0.0
     if sigma < 0.25 and not box and abs(shift) < 0.02:

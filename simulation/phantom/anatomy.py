@@ -15,8 +15,8 @@ from simulation.phantom.grid import Array, Axes, Rng, SmoothField, point
 class Push:
     """Tissue pressed outwards from a point: mass effect, or a widened ventricle.
 
-    strength: share of the distance to the centre that tissue is displaced by, at the centre (below 1, so nothing folds);
-    it falls off as a Gaussian of `width_mm`.
+    strength: share of the distance to the centre that tissue is displaced by, at the centre; it falls off as a
+    Gaussian of `width_mm`. Below 1, nothing folds.
     """
 
     centre_mm: tuple[float, float, float]
@@ -78,11 +78,11 @@ class Deformation:
                 out[i] -= share * offset[i]
         return out
 
-    def template_point(self, patient_mm: Sequence[float]) -> NDArray[np.float64]:
+    def template_point(self, patient_mm: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         """Template mm of one point, (3,)."""
         return self.template_mm(point(patient_mm)).reshape(3).astype(np.float64)
 
-    def patient_point(self, template_mm: Sequence[float]) -> NDArray[np.float64]:
+    def patient_point(self, template_mm: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         """The inverse of `template_point`, by fixed-point iteration: within a fraction of a mm."""
         inverse = np.linalg.inv(self.matrix)
         target = np.asarray(template_mm, np.float64)

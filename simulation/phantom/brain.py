@@ -25,7 +25,7 @@ _T1_GM, _T1_WM, _T1_CSF = 0.60, 0.86, 0.33
 
 @dataclass(frozen=True)
 class Template:
-    """table: (96^3, 3) shares of gm, wm, csf. inner, edge: template mm of deep white matter and of the convexity, (n, 3)."""
+    """table: (96^3, 3) shares of gm, wm, csf. inner_mm, edge_mm: deep white matter, convexity, (n, 3)."""
 
     table: Array
     shape: tuple[int, int, int]
@@ -55,7 +55,7 @@ def template() -> Template:
 
 
 def _mm(voxels: NDArray[np.int64]) -> NDArray[np.float64]:
-    return (voxels - 47.5) * SPACING_MM
+    return np.asarray((voxels - 47.5) * SPACING_MM, np.float64)
 
 
 def draw_patient(rng: Rng) -> Deformation:
@@ -83,9 +83,7 @@ def draw_place(kind: str, radius_mm: float, patient: Deformation, rng: Rng) -> N
 
 
 class Sampled:
-    """One patient on one grid. shares: gm, wm, csf, (3, X, Y, Z), summing to 1; brain: share of brain at all, (X, Y, Z)."""
-
-    blank_outside = True  # brain volumes are skull-stripped
+    """One patient on one grid. shares: gm, wm, csf, (3, X, Y, Z), summing to 1; brain: share of brain, (X, Y, Z)."""
 
     def __init__(self, patient: Deformation, pushes: list[Push], grid: Grid) -> None:
         self.shares = self._shares(patient.with_pushes(pushes), grid)
@@ -137,7 +135,7 @@ class Sampled:
 
 
 def place_name(template_mm: NDArray[np.float64]) -> tuple[str, str]:
-    """Side ("left", "right", "midline") and region of a point, by rules in MNI mm: approximate at the borders of lobes."""
+    """Side ("left", "right", "midline") and region of a point, by rules in MNI mm: approximate near borders."""
     x, y, z = template_mm + np.array(TO_MNI_MM)
     side = "midline" if abs(x) < 6 else "right" if x > 0 else "left"
     if y < -35 and z < -18:

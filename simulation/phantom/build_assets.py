@@ -2,10 +2,11 @@
 
     python -m simulation.phantom.build_assets
 
-The other asset, abdomen_labels_3mm.npz, is the label map of totalsegmentator 2.18.0's example CT (source distribution,
-tests/reference_files/example_ct.nii.gz and example_seg_fast_force_split.nii.gz), with its 59 structures merged into the 15
-tissues of `tissues.LIVER_BASE` (what no structure covers: air, fat, muscle or bone by CT number; the outer 6 mm of each
-kidney are its cortex) and cut to 96^3 at 3 mm with the liver at the top. ATTRIBUTION.md has sources and licences.
+The other asset, abdomen_labels_3mm.npz, is the label map of totalsegmentator 2.18.0's example CT (source
+distribution, tests/reference_files/example_ct.nii.gz and example_seg_fast_force_split.nii.gz): its 59 structures
+merged into the 15 tissues of `tissues.LIVER_BASE` (what no structure covers: air, fat, muscle or bone by CT number;
+the outer 6 mm of each kidney are its cortex), cut to 96^3 at 3 mm with the liver at the top. ATTRIBUTION.md has
+sources and licences.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ TARGET = Path(__file__).parent / "assets" / "mni_tissues_2mm.npy.xz"
 def tissue_maps(folder: Path) -> np.ndarray:
     """gm, wm, csf and T1 brightness, (4, 96, 96, 96) uint8 in RAS at 2 mm, around the middle of the brain."""
     t1, gm, wm = (
-        nib.load(folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz").get_fdata(dtype=np.float32) / 255
+        nib.Nifti1Image.from_filename(folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz").get_fdata(
+            dtype=np.float32
+        )
+        / 255
         for kind in ("t1", "gm", "wm")
     )
     head = t1 > 0

@@ -1,8 +1,8 @@
-"""All studies of all hospitals on disk: site specs in, NIfTI files, manifests and the ground truth of every patient out.
+"""All studies of all hospitals on disk: site specs in; NIfTI files, manifests, ground truth of every patient out.
 
     folder/dataset.json             what this is; written last, so its presence means complete
     folder/manifest.csv, cases.csv  all sites: a row per volume; a row per patient with what is true of it
-    folder/SITE/manifest.csv        the same of one site, paths relative to the file; its presence means the site is complete
+    folder/SITE/manifest.csv        the same of one site; its presence means the site is complete
     folder/SITE/PATIENT/MODALITY.nii.gz, mask.nii.gz
 
 Patients are simulated side by side and written as they come; nothing is kept in memory but one study per process.
@@ -124,10 +124,9 @@ def _write_patient(job: _Job) -> Rows:
 def _truth(case: Case, study: Study, external: bool) -> dict[str, Any]:
     """What is true of one patient, measured where it can be."""
     f = study.findings
-    view, lesion = study.grid.centre_mm, f.centre_mm or ("", "", "")
-    places = {f"view_{a}_mm": round(v, 2) for a, v in zip("xyz", view, strict=True)}
-    for a, v in zip("xyz", lesion, strict=True):
-        places[f"lesion_{a}_mm"] = round(v, 2) if isinstance(v, float) else v
+    places = {f"view_{a}_mm": round(v, 2) for a, v in zip("xyz", study.grid.centre_mm, strict=True)}
+    if f.centre_mm:
+        places |= {f"lesion_{a}_mm": round(v, 2) for a, v in zip("xyz", f.centre_mm, strict=True)}
     return {
         "patient_id": case.patient_id, "site": case.site, "split": case.split, "organ": case.organ,
         "kind": case.kind, "abnormality": KINDS[case.organ][case.kind], "decoy": case.decoy, "scanner": case.scanner,

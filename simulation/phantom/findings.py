@@ -50,7 +50,7 @@ class Findings:
 def measure(
     volumes: dict[str, Array], mask: NDArray[np.uint8], healthy: NDArray[np.bool_], grid: Grid, name_of: Place
 ) -> Findings:
-    """Measure one study. mask: 1 mass, 2 reaction. healthy: tissue to compare with. name_of: patient mm -> side, place."""
+    """Measure a study. mask: 1 mass, 2 reaction. healthy: what to compare with. name_of: patient mm -> side, place."""
     modalities = tuple(volumes)
     if not (mask == 1).any():
         return Findings(modalities=modalities)

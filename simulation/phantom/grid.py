@@ -28,7 +28,7 @@ class Grid:
     spacing_mm: float
 
     @classmethod
-    def cube(cls, centre_mm: Sequence[float], size: int, spacing_mm: float) -> Grid:
+    def cube(cls, centre_mm: Sequence[float] | NDArray[np.float64], size: int, spacing_mm: float) -> Grid:
         """A cube of `size` voxels along each edge."""
         x, y, z = (float(c) for c in centre_mm)
         return cls((x, y, z), (size, size, size), spacing_mm)
@@ -65,7 +65,7 @@ class Grid:
         return tuple(slices), (axes[0], axes[1], axes[2])
 
 
-def point(centre_mm: Sequence[float]) -> Axes:
+def point(centre_mm: Sequence[float] | NDArray[np.float64]) -> Axes:
     """Axes that hold a single point."""
     x, y, z = (np.full((1, 1, 1), c, np.float32) for c in centre_mm)
     return x, y, z

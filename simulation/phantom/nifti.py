@@ -31,7 +31,7 @@ def header(grid: Grid, dtype: str) -> bytes:
 
 
 def encode_volume(volume: Array, gain: float, head: bytes) -> bytes:
-    """int16 with a slope: `gain` raw units per unit. The slope depends on the gain alone, never on what is in the image."""
+    """int16 with a slope from the gain (raw units per unit) alone, never from what is in the image."""
     stored = np.clip(np.rint(volume * np.float32(STEPS)), 0, 32767).astype("<i2")
     scaled = bytearray(head)
     struct.pack_into("<ff", scaled, _SLOPE_AT, gain / STEPS, 0.0)

@@ -1,4 +1,4 @@
-"""Who the patients are: one hospital's spec in, its cases out, in a fixed order and each with its own kind and slots."""
+"""Who the patients are: a hospital's spec in; its cases out, in a fixed order, each with its kind and its slots."""
 
 from __future__ import annotations
 
@@ -59,9 +59,8 @@ def check_specs(specs: Sequence[SiteSpec], vocabulary: Vocabulary) -> None:
                     raise PhantomError(f"{site.name}: no {organ} modality '{modality}' here; known: {known}")
             strange = [k for k in share.mix if k not in KINDS[organ]]
             if strange or not sum(share.mix.values()) > 0 or not share.modalities:
-                raise PhantomError(
-                    f"{site.name}.{organ}: needs modalities and a mix of {', '.join(KINDS[organ])}; got {dict(share.mix)}"
-                )
+                known = ", ".join(KINDS[organ])
+                raise PhantomError(f"{site.name}.{organ}: needs modalities and a mix of {known}; got {dict(share.mix)}")
 
 
 def _in_mix(mix: Mapping[str, float], count: int, rng: Rng) -> list[str]:

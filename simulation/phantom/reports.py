@@ -123,9 +123,9 @@ def _signal(f: Findings, organ: str, pick: _Picker) -> list[str]:
         # Fluid is bright by its long T2 alone ("shine-through"); restriction is bright beyond that.
         if bright >= 2 and (t2 is None or bright >= 0.45 * t2.core):
             sentences.append(pick(w.RESTRICTED))
-    if {"InPhase", "OutPhase"} <= f.contrast.keys():
-        if f.contrast["OutPhase"].whole / f.contrast["InPhase"].whole <= 0.87:
-            sentences.append(pick(w.FAT))
+    both = {"InPhase", "OutPhase"} <= f.contrast.keys()
+    if both and f.contrast["OutPhase"].whole / f.contrast["InPhase"].whole <= 0.87:
+        sentences.append(pick(w.FAT))
     return sentences
 
 

@@ -33,8 +33,8 @@ class Scanner:
     body_t2: tuple[float, float] = (3500, 90)
     b_value: float = 700
     fat_suppression: float = 0.9
-    noise: float = 0.01
-    bias: float = 0.02
+    noise: float = 0.02
+    bias: float = 0.08
     curve: float = 1.0
     blur_mm: float = 0.6
     slice_mm: float = 1.0

@@ -32,7 +32,7 @@ MASS, REACTION = 1, 2  # values of the mask
 
 @dataclass(frozen=True)
 class Case:
-    """One patient of the plan. `decoy`: the kind whose place a patient without a lesion gets, so that place tells nothing."""
+    """One patient of the plan. `decoy`: the kind whose place a patient without a lesion takes."""
 
     patient_id: str
     site: str
@@ -47,9 +47,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Study:
-    """What one study consists of. volumes: modality -> (S, S, S) in units of reference tissue; gains: raw units per unit.
+    """What one study consists of. volumes: modality -> (S, S, S) in units of reference tissue.
 
-    mask: 0, 1 mass, 2 reaction around it (oedema). centre_mm: what the grid was centred on.
+    gains: modality -> raw units per unit. mask: 0, 1 mass, 2 reaction around it (oedema).
     """
 
     grid: Grid
@@ -71,10 +71,9 @@ def make_study(case: Case, config: PhantomConfig, *, seed: int) -> Study:
     organ = _ORGANS[case.organ]
     rng = random_stream(seed, case.patient_id, "anatomy")
     patient: Deformation = organ.draw_patient(rng)
-    rng = random_stream(seed, case.patient_id, "lesions")
-    lesions, anchor = _draw_lesions(case, organ, patient, config, rng)
-    spots = _draw_spots(case, organ, patient, config, rng)
-    grid = _grid(config, organ, anchor, rng)
+    lesions, anchor = _draw_lesions(case, organ, patient, config, seed)
+    spots = _draw_spots(case, organ, patient, config, random_stream(seed, case.patient_id, "spots"))
+    grid = _grid(config, organ, anchor, random_stream(seed, case.patient_id, "view"))
 
     pushes = [push for lesion in lesions if (push := lesion.push)]
     sampled = organ.Sampled(patient, pushes, grid)
@@ -128,17 +127,22 @@ def make_study(case: Case, config: PhantomConfig, *, seed: int) -> Study:
 
 
 def _draw_lesions(
-    case: Case, organ: ModuleType, patient: Deformation, config: PhantomConfig, rng: Rng
+    case: Case, organ: ModuleType, patient: Deformation, config: PhantomConfig, seed: int
 ) -> tuple[list[Lesion], NDArray[np.float64]]:
-    """The patient's lesions, largest first, and the place that a region is about."""
+    """The patient's lesions, largest first, and the place that a region is about.
+
+    A patient without a lesion draws the same numbers as one of the decoy kind would: the two are twins, alike in
+    everything but the lesion.
+    """
     kind = case.kind if (case.organ, case.kind) in RECIPES else case.decoy
-    recipe = RECIPES[case.organ, kind]
+    recipe, rng = RECIPES[case.organ, kind], random_stream(seed, case.patient_id, "place")
     count = int(rng.integers(2, 4)) if rng.random() < recipe.several else 1
     scale = config.lesion_scale * (SMALLER if count > 1 else 1.0)
     radii = sorted((scale * rng.uniform(*recipe.radius_mm) for _ in range(count)), reverse=True)
     anchor = organ.draw_place(kind, radii[0], patient, rng)
     if kind != case.kind:
         return [], anchor
+    rng = random_stream(seed, case.patient_id, "lesions")
     lesions = [Lesion.draw(rng, case.organ, kind, anchor, radii[0])]
     for radius in radii[1:]:
         for _ in range(20):  # beside the others, within a region's reach
@@ -183,14 +187,14 @@ def _compartments(lesions: list[Lesion], sampled: Any, grid: Grid) -> dict[str, 
 
 
 def _mask(parts: dict[str, Array], grid: Grid) -> NDArray[np.uint8]:
-    """Voxels that are mostly mass (1) or mostly reaction (2)."""
+    """Voxels that are mostly mass (1), and others with visible reaction (2)."""
     mask = np.zeros(grid.shape, np.uint8)
     mass = [share for name, share in parts.items() if name not in (*HALO, SPOT)]
     if not mass:
         return mask
     total = np.sum(mass, axis=0)
-    halo = np.sum([share for name, share in parts.items() if name in HALO] or [np.zeros(grid.shape)], axis=0)
-    mask[halo + total > 0.5] = REACTION
+    halo = np.sum([share for name, share in parts.items() if name in HALO] or [np.zeros_like(total)], axis=0)
+    mask[halo > 0.2] = REACTION  # oedema shows long before it fills a voxel
     # The largest share counts where a lesion is smaller than a voxel.
     mask[(total > min(0.5, 0.9 * float(total.max()))) & (total >= halo)] = MASS
     return mask

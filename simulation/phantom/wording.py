@@ -160,12 +160,12 @@ IMPRESSIONS = (
 IMPRESSIONS_CLEAR = ("Impression: {diagnosis}.", "{Diagnosis}.", "Conclusion: {diagnosis}.")
 DIAGNOSES: dict[tuple[str, str], tuple[str, ...]] = {
     ("brain", "normal"): ("normal brain MRI", "no evidence of a brain tumour", "unremarkable brain MRI without tumour"),
-    ("brain", "glioblastoma"): ("glioblastoma", "a high-grade glioma, glioblastoma", "glioblastoma, a malignant brain tumour"),
-    ("brain", "low_grade_glioma"): ("low-grade glioma", "a diffuse low-grade glioma", "low-grade glioma, an infiltrating brain tumour"),
+    ("brain", "glioblastoma"): ("glioblastoma", "high-grade glioma (glioblastoma)", "glioblastoma, a brain tumour"),
+    ("brain", "low_grade_glioma"): ("low-grade glioma", "diffuse low-grade glioma", "low-grade glioma, a tumour"),
     ("brain", "metastasis"): ("brain metastasis", "a cerebral metastasis", "metastatic brain tumour"),
-    ("brain", "meningioma"): ("meningioma", "a convexity meningioma", "meningioma, an extra-axial brain tumour"),
+    ("brain", "meningioma"): ("meningioma", "a convexity meningioma", "meningioma, an extra-axial tumour"),
     ("liver", "hemangioma"): ("haemangioma", "hepatic haemangioma", "a cavernous haemangioma of the liver"),
-    ("liver", "icc"): ("intrahepatic cholangiocarcinoma", "cholangiocarcinoma", "mass-forming intrahepatic cholangiocarcinoma"),
+    ("liver", "icc"): ("intrahepatic cholangiocarcinoma", "cholangiocarcinoma", "mass-forming cholangiocarcinoma"),
     ("liver", "abscess"): ("liver abscess", "hepatic abscess", "a pyogenic abscess of the liver"),
     ("liver", "metastasis"): ("liver metastasis", "hepatic metastasis", "metastatic disease of the liver"),
     ("liver", "cyst"): ("simple hepatic cyst", "a benign liver cyst", "uncomplicated hepatic cyst"),

@@ -117,6 +117,17 @@ def test_the_same_modality_or_file_twice_is_refused(tmp_path):
     assert "row 2" in found[0][2] and "row 2" in found[1][2]
 
 
+def test_one_mistake_is_told_once(tmp_path):
+    rows = (
+        "P1,A,T1,a.nii.gz,,,,,,training",
+        "P1,A,T2,b.nii.gz,,,,,,val",
+        "P2,A,XX,c.nii.gz,,,,,,",
+        "P3,A,T1,d.nii.gz,,,,,,val",
+    )
+    found = problems_of(write(tmp_path, *rows))
+    assert [(row, column) for row, column, _ in found] == [(2, "split"), (4, "modality"), (4, "split")]
+
+
 def test_only_the_first_four_columns_are_required_and_extra_ones_are_ignored(tmp_path):
     short = write(tmp_path, "P1,A,T1,a.nii.gz,70", header="patient_id,study_id,modality,image,age")
     manifest = read_manifest(short, MEDMOM)

@@ -17,7 +17,7 @@ def test_conv_shapes(size: int, blocks: list[int]) -> None:
     encoder = build_encoder(EncoderConfig(width=8, blocks=blocks))
     out = encoder(torch.randn(2, 1, size, size, size))
     assert out.tokens.shape[::2] == (2, encoder.channels)
-    assert encoder.channels == 8 * 2 ** len(blocks)
+    assert encoder.channels == 16 * 2 ** len(blocks)
     assert out.pooled.shape == (2, encoder.pooled_dim)
     assert out.pooled.isfinite().all()
 
@@ -29,7 +29,7 @@ def test_swin_unetr_learns_and_its_last_map_is_not_normalised() -> None:
     out = encoder(volume)
     assert out.tokens.shape == (1, 1, 192)
     assert out.pooled.shape == (1, encoder.pooled_dim) == (1, 3 * 192)
-    assert out.tokens[0, 0].var() != pytest.approx(1, abs=1e-3)
+    assert out.tokens[0, 0].var().item() != pytest.approx(1, abs=1e-2)
     out.pooled.square().sum().backward()
     without = [n for n, p in encoder.named_parameters() if p.grad is None]
     assert without == []

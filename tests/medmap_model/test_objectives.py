@@ -34,9 +34,9 @@ def test_image_to_text_by_hand() -> None:
     text = _unit([1.0, 0.0], [0.0, 1.0])
     valid, candidate = torch.ones(2, 1, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
     own = torch.eye(2, dtype=torch.bool)
-    loss = o.image_to_text(image, valid, text, own, candidate, TAU)
+    loss = o.image_to_text(image, valid, o.Texts(text, own, candidate), TAU)
     assert loss.item() == pytest.approx(-math.log(E / (E + 1)))
-    sharp = o.image_to_text(image, valid, text, own, candidate, torch.tensor(0.5))
+    sharp = o.image_to_text(image, valid, o.Texts(text, own, candidate), torch.tensor(0.5))
     assert sharp.item() == pytest.approx(-math.log(E**2 / (E**2 + 1)))
 
 
@@ -45,10 +45,10 @@ def test_reports_that_say_the_same_are_positives_not_negatives() -> None:
     text = _unit([1.0, 0.2], [1.0, -0.2])
     valid, candidate = torch.ones(2, 1, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
     same = torch.ones(2, 2, dtype=torch.bool)
-    assert o.image_to_text(image, valid, text, same, candidate, TAU).item() == pytest.approx(0, abs=1e-6)
-    assert o.text_to_image(image, valid, text, same, candidate, TAU).item() == pytest.approx(0, abs=1e-6)
+    assert o.image_to_text(image, valid, o.Texts(text, same, candidate), TAU).item() == pytest.approx(0, abs=1e-6)
+    assert o.text_to_image(image, valid, o.Texts(text, same, candidate), TAU).item() == pytest.approx(0, abs=1e-6)
     own = torch.eye(2, dtype=torch.bool)
-    assert o.image_to_text(image, valid, text, own, candidate, TAU).item() > 0.5
+    assert o.image_to_text(image, valid, o.Texts(text, own, candidate), TAU).item() > 0.5
 
 
 def test_text_to_image_chooses_within_a_slot() -> None:
@@ -56,12 +56,9 @@ def test_text_to_image_chooses_within_a_slot() -> None:
     text = _unit([1.0, 0.0], [0.0, 1.0])
     valid, candidate = torch.tensor([[True, True], [True, False]]), torch.tensor([True, True])
     own = torch.eye(2, dtype=torch.bool)
-    loss = o.text_to_image(image, valid, text, own, candidate, TAU)
-    # slot 0: two images, report 0 finds its own (1 against 0), report 1 likewise; slot 1: one image, nothing to choose.
-    first = (-math.log(E / (E + 1)) - math.log(1 / 2 if False else E**0 / (E**0 + E**0))) / 2
-    assert image[1, 0].tolist() == [0.0, 1.0]
-    slot0 = (-math.log(E / (E + 1)) - math.log(E / (E + 1))) / 2
-    assert first > slot0
+    loss = o.text_to_image(image, valid, o.Texts(text, own, candidate), TAU)
+    # slot 0: each report has its own image at cosine 1 and the other at 0; slot 1: one image, nothing to choose.
+    slot0 = -math.log(E / (E + 1))
     assert loss.item() == pytest.approx((slot0 + 0) / 2)
 
 
@@ -71,13 +68,13 @@ def test_rows_without_a_positive_do_not_count_nor_break_the_gradient() -> None:
     valid = torch.ones(2, 1, dtype=torch.bool)
     own = torch.eye(2, dtype=torch.bool)
     unwritten = torch.tensor([True, False])
-    loss = o.image_to_text(image, valid, text, own, unwritten, TAU)
+    loss = o.image_to_text(image, valid, o.Texts(text, own, unwritten), TAU)
     assert loss.item() == pytest.approx(0, abs=1e-6)
     for candidate in (unwritten, torch.zeros(2, dtype=torch.bool)):
         for term in (o.image_to_text, o.text_to_image):
-            (gradient,) = torch.autograd.grad(term(image, valid, text, own, candidate, TAU), image)
+            (gradient,) = torch.autograd.grad(term(image, valid, o.Texts(text, own, candidate), TAU), image)
             assert gradient.isfinite().all()
-    nothing = o.image_to_text(image, torch.zeros(2, 1, dtype=torch.bool), text, own, unwritten, TAU)
+    nothing = o.image_to_text(image, torch.zeros(2, 1, dtype=torch.bool), o.Texts(text, own, unwritten), TAU)
     assert nothing.item() == 0
 
 

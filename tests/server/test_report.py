@@ -78,6 +78,7 @@ def test_says_first_what_a_reader_must_not_miss(run_dir: Path) -> None:
     text = plain((run_dir / "report.html").read_text(encoding="utf-8"))
     top = text[: text.index("Learning curves")]
     assert "Simulated PHANTOM data." in top
+    assert "Lesion regions of a brain and an abdomen phantom." in top
     assert "scanner strength 0.4, lesion scale 1.25, confounders 1.0" in top
     assert "Privacy is off." in top
     assert "Federated 0.94 [0.91–0.97] against 0.97 pooled, 0.92 naive and 0.83 local-only" in top
@@ -86,9 +87,9 @@ def test_says_first_what_a_reader_must_not_miss(run_dir: Path) -> None:
 
 def test_says_where_others_win(run_dir: Path, tmp_path: Path) -> None:
     text = plain((run_dir / "report.html").read_text(encoding="utf-8"))
-    assert "On the sites' own patients, federated is ahead for liver, local-only training for brain." in text
+    assert "On the sites' own patients, federated is ahead for liver, the average local-only model for brain." in text
     assert "the site's own model is ahead at 4 of 4 on its own patients" in text
-    assert "On everyone's patients, federated is better than local-only training." in text
+    assert "On everyone's patients, federated is better than the average local-only model." in text
     assert "On everyone's patients, no clear gain over naive averaging." in text
     summary = full_summary()
     summary["metrics"]["naive"] = summary["metrics"]["federated"]
