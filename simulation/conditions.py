@@ -97,6 +97,12 @@ def run_job(job: Job, hospitals: Sequence[Hospital], run_dir: Path, progress: Pr
     for site in job.sites:
         open_records(config, site.manifests, cache_dir(config, run_dir))
     prepared = time.monotonic()
+    if job.model == "federated":
+        from simulation.describe import at_start
+
+        cards = {s.name: open_records(config, s.manifests, cache_dir(config, run_dir)).splits() for s in job.sites}
+        for line in at_start(config, trainer.model, {name: card.get("train", 0) for name, card in cards.items()}):
+            progress(Event("message", "run", text=line))
     finished: list[Any] = []
 
     def serve(grid: Any) -> None:

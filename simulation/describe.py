@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from client.records import SiteRecords
+from configs.schema import Config, OptimConfig
+from medmap_model.contract import STAGES
 from medmap_model.model import MedMAP, describe
 from medmap_model.vocabulary import Vocabulary
 from simulation.conditions import Hospital
@@ -35,6 +39,32 @@ def _scanner(dataset: Path, site: str) -> str | None:
         return next((s.get("scanner") for s in spec["sites"] if s["name"] == site), None)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
+
+
+def at_start(config: Config, model: MedMAP, patients: Mapping[str, int]) -> list[str]:
+    """Derived numbers to see before anything trains: sizes per module group, steps and traffic to come.
+
+    patients: site -> training patients. Memory: parameters, their gradients and AdamW's two moments, in float32.
+    """
+    groups = describe(model)
+    total = sum(g.parameters for g in groups)
+    lines = [f"model {model.config.name}: {total:,} parameters, {16 * total / 1e6:.0f} MB with gradients and AdamW"]
+    kinds: dict[tuple[str, int], list[str]] = {}
+    for g in groups:
+        kind, _, name = g.name.partition("/")
+        kinds.setdefault((kind, g.parameters), []).append(name)
+    for (kind, parameters), names in kinds.items():
+        count = f"{len(names)} x " if len(names) > 1 else ""
+        name = f"{kind}/{names[0]}" if len(names) == 1 and names[0] else kind
+        lines.append(f"  {name:<16}{count + format(parameters, ','):>12} parameters, {4 * parameters / 1e6:.3f} MB")
+    for stage in STAGES:
+        settings: OptimConfig = getattr(config.stage, stage)
+        steps = sum(math.ceil(n / settings.batch_size) for n in patients.values()) * settings.epochs
+        lines.append(
+            f"{stage}: {settings.rounds} rounds x {len(patients)} sites, about {steps} optimiser steps a round, "
+            f"lr {settings.lr:g}, batch {settings.batch_size}"
+        )
+    return lines
 
 
 def describe_model(model: MedMAP) -> dict[str, Any]:

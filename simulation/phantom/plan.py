@@ -38,6 +38,21 @@ def cases_of(site: SiteSpec, seed: int) -> Iterator[Case]:
                 number += 1
 
 
+def single_case(
+    organ: str,
+    kind: str,
+    name: str,
+    *,
+    scanner: str = "aster-3T",
+    modalities: Sequence[str] | None = None,
+    decoy: str | None = None,
+) -> Case:
+    """One patient outside any plan: for looking, measuring and testing."""
+    real = next(k for k in KINDS[organ] if (organ, k) in RECIPES)
+    slots = tuple(MODALITIES[organ] if modalities is None else modalities)
+    return Case(name, "alone", organ, kind, decoy or real, "test", scanner, slots)
+
+
 def check_specs(specs: Sequence[SiteSpec], vocabulary: Vocabulary) -> None:
     """Raise PhantomError for what the phantom cannot simulate or the vocabulary does not know."""
     names = [s.name for s in specs]

@@ -64,7 +64,7 @@ def test_every_problem_of_rows_and_files_is_shown_and_exits_1(site):
     assert code == 1
     for text in ("'FLAR' is not a modality", "Did you mean FLAIR", "gone.nii.gz", "not a NIfTI image", "truncated"):
         assert text in shown
-    assert "3 problems in the manifest" in shown
+    assert "4 problems in the manifest" in shown
     assert "2 files cannot be used" in shown
     code, quick = run("check", site, "--headers-only")
     assert code == 1 and "not a NIfTI image" in quick and "truncated" not in quick

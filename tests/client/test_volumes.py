@@ -230,6 +230,23 @@ def test_a_bad_volume_is_named_and_the_others_are_kept(kind):
     assert prepare({"T2": broken(kind)}, None, config()).cubes == {}
 
 
+@pytest.mark.filterwarnings("error")
+def test_no_damage_whatever_raises():
+    rng = np.random.default_rng(0)
+    good = nib.Nifti1Image(rng.integers(0, 99, (12, 12, 12)).astype(np.int16), np.diag([4.0, 4, 4, 1])).to_bytes()
+    outcomes = set()
+    for i in range(1500):
+        raw = bytearray(good if i % 3 else gzip.compress(good, 1))
+        reach = 352 if i % 3 else len(raw)  # the header, or anywhere in the packed file
+        for place in rng.integers(0, reach, rng.integers(1, 8)):
+            raw[place] = rng.integers(0, 256)
+        done = prepare({"T1": bytes(raw)}, bytes(raw), config(size=8, crop="lesion"))
+        assert all(np.isfinite(cube).all() for cube in done.cubes.values())
+        assert done.findings or done.cubes
+        outcomes |= {finding.problem for finding in done.findings} | set(done.cubes)
+    assert {"T1", "Its header makes no sense", "The gzip file is damaged", "It is not a NIfTI image"} <= outcomes
+
+
 def test_a_trailing_dimension_of_one_is_no_fourth_dimension():
     image = nib.Nifti1Image.from_bytes(gzip.decompress(scan()))
     longer = nib.Nifti1Image(image.get_fdata(dtype=np.float32)[..., None], image.affine)

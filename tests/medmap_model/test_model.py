@@ -267,3 +267,16 @@ def test_swin_model_trains(vocabulary, text, make_batch: Make) -> None:
     batch = make_batch("brain", [[1, 0], [1, 1]])
     model.finetune_loss(batch, FinetuneConfig(), progress=0.5)["loss"].backward()
     assert all(p.grad is not None for p in model.encoders["T1"].parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bf16_on_a_gpu_stays_close_to_the_cpu(model: MedMAP, make_batch: Make) -> None:
+    model.eval()
+    batch = make_batch("liver", SOME)
+    expected = model.logits(batch)
+    model.to("cuda")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        logits = model.logits(batch.to("cuda"))
+        model.pretrain_loss(batch.to("cuda"), PretrainConfig())["loss"].backward()
+    assert torch.allclose(logits.float().cpu(), expected, atol=0.1)

