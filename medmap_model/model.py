@@ -102,21 +102,16 @@ class MedMAP(nn.Module):
     def encode(self, volumes: Tensor, present: Tensor, organ: str) -> Tensor:
         """(B, M, D, H, W), (B, M) bool -> (B, M, embed_dim); zeros where absent, which is never computed."""
         b, m = present.shape
-        where = present.cpu()
+        where = present.cpu()  # one wait for a GPU, not one per slot
         rows, parts = [], []
         for slot, modality in enumerate(self.slots(organ)):
             index = where[:, slot].nonzero()[:, 0].to(volumes.device)
-            n = len(index)
-            if n == 0:
+            if len(index) == 0:
                 continue
             volume = volumes[:, slot : slot + 1]
-            if n < b:
+            if len(index) < b:
                 volume = volume.index_select(0, index)
-            if n == 1 and volume.device.type == "cpu":
-                # A single volume falls off oneDNN's convolution; two are faster than one.
-                volume = volume.expand(2, -1, -1, -1, -1)
-            out = self.projections[modality](self.encoders[modality](volume).pooled)
-            parts.append(out[:n])
+            parts.append(self.projections[modality](self.encoders[modality](volume).pooled))
             rows.append(index * m + slot)
         if not parts:
             return volumes.new_zeros(b, m, self.config.embed_dim)

@@ -15,9 +15,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +73,9 @@ def write_dataset(
                     done += len(cases)
                     continue
                 (folder / site.name).mkdir(exist_ok=True)
-                jobs = [_Job(case, config, folder / site.name, seed, site.external) for case in cases]
+                jobs = [Job(case, config, folder / site.name, seed, site.external) for case in cases]
                 with _tables(folder / site.name) as (rows, truths):
-                    for volumes, truth in mapper(_write_patient, jobs):
+                    for volumes, truth in mapper(write_patient, jobs):
                         rows.writerows(volumes)
                         truths.writerow(truth)
                         done += 1
@@ -88,7 +92,9 @@ def write_dataset(
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """One patient to write below `folder`."""
+
     case: Case
     config: PhantomConfig
     folder: Path
@@ -96,7 +102,7 @@ class _Job:
     external: bool
 
 
-def _write_patient(job: _Job) -> Rows:
+def write_patient(job: Job) -> Rows:
     """Simulate one patient and write the files; the rows of the two tables."""
     case = job.case
     study = make_study(case, job.config, seed=job.seed)
@@ -137,15 +143,31 @@ def _truth(case: Case, study: Study, external: bool) -> dict[str, Any]:
 
 
 def _mapper(stack: ExitStack, workers: int) -> Callable[..., Iterator[Rows]]:
-    """A `map` that yields in order: in this process, or over a pool that starts clean processes."""
+    """A `map` that yields in order: in this process, or over processes that start clean."""
     if workers < 2:
         return map
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if context.get_start_method() == "forkserver":
+    if isinstance(context, ForkServerContext):
         context.set_forkserver_preload(["simulation.phantom.dataset"])
-    pool = stack.enter_context(context.Pool(workers))
-    return lambda function, jobs: pool.imap(function, jobs, chunksize=4)
+    pool = ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts)
+    stack.callback(pool.shutdown, cancel_futures=True)
+
+    def in_order(function: Callable[[Job], Rows], jobs: Sequence[Job]) -> Iterator[Rows]:
+        try:
+            yield from pool.map(function, jobs, chunksize=4)
+        except BrokenProcessPool:
+            raise PhantomError(
+                "a process that simulates patients was killed, most likely for want of memory: "
+                f"take fewer than data.phantom.workers={workers}, and start again to go on"
+            ) from None
+
+    return in_order
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is the parent's business: it lets the processes finish what they are at."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _spec(specs: Sequence[SiteSpec], config: PhantomConfig, vocabulary: Vocabulary, seed: int) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from simulation.phantom.study import Study, make_study
 REGIONS, FULL = PhantomConfig(size=24), PhantomConfig(product="full", size=48)
 
 
-def study(organ: str, kind: str, name: str = "p", config: PhantomConfig = REGIONS, seed: int = 0, **more: object) -> Study:
+def study(
+    organ: str, kind: str, name: str = "p", config: PhantomConfig = REGIONS, seed: int = 0, **more: object
+) -> Study:
     return make_study(single_case(organ, kind, name, **more), config, seed=seed)  # type: ignore[arg-type]
 
 

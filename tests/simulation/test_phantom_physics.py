@@ -27,7 +27,8 @@ def test_signal_equations_meet_their_limits() -> None:
     assert physics.diffusion(tissue(800, 1e9, adc=1), b_value=1000, te_ms=0)[0] == pytest.approx(np.exp(-1))
     flips = np.arange(2, 60)
     gre = [
-        physics.spoiled_gradient_echo(tissue(800, 1e9), tr_ms=5, te_ms=0, flip_deg=f, fat_suppression=1)[0] for f in flips
+        physics.spoiled_gradient_echo(tissue(800, 1e9), tr_ms=5, te_ms=0, flip_deg=f, fat_suppression=1)[0]
+        for f in flips
     ]
     ernst = np.rad2deg(np.arccos(np.exp(-5 / 800)))
     assert abs(flips[int(np.argmax(gre))] - ernst) <= 1

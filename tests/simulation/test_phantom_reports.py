@@ -117,7 +117,11 @@ def disagreements(s: Study, report: str, organ: str, name: str) -> list[str]:
     for modality, word in signal_claims(report, organ).items():
         volume = s.volumes[modality]
         ratio = volume[lesion].mean() / np.median(volume[ring & (volume > 0)])
-        if (word == "hyper" and ratio < 1.02) or (word == "hypo" and ratio > 0.98) or (word == "iso" and not 0.6 < ratio < 1.6):
+        if (
+            (word == "hyper" and ratio < 1.02)
+            or (word == "hypo" and ratio > 0.98)
+            or (word == "iso" and not 0.6 < ratio < 1.6)
+        ):
             wrong.append(f"{word} on {modality}: {ratio:.2f}")
     foreign = mentioned(report, organ) - set(s.volumes)
     return wrong + [f"speaks of {m}" for m in foreign]
@@ -183,7 +187,10 @@ def test_several_lesions_are_counted_and_oedema_is_real() -> None:
 def test_enhancement_is_told_as_it_is() -> None:
     told = {"ring": 0, "none": 0, "washout": 0, "fill": 0}
     for i in range(6):
-        glioblastoma, glioma = simulate("brain", "glioblastoma", i).report, simulate("brain", "low_grade_glioma", i).report
+        glioblastoma, glioma = (
+            simulate("brain", "glioblastoma", i).report,
+            simulate("brain", "low_grade_glioma", i).report,
+        )
         told["ring"] += bool(re.search(r"[Rr]ing|rim|margin", glioblastoma))
         told["none"] += bool(re.search(r"No contrast enh|does not enhance|no uptake", glioma))
         assert not re.search(r"avidly|Homogeneous|Intense", glioma)

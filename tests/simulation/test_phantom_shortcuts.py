@@ -17,9 +17,10 @@ from configs.schema import PhantomConfig
 from simulation.phantom import lesions
 from simulation.phantom.kinds import KINDS, balanced
 from simulation.phantom.lesions import RECIPES
-from simulation.phantom.plan import single_case
+from simulation.phantom.plan import cases_of, single_case
 from simulation.phantom.scanners import MAKES
 from simulation.phantom.study import Study, make_study
+from simulation.sites import OrganShare, SiteSpec
 
 pytest.importorskip("sklearn")
 
@@ -48,7 +49,10 @@ def statistics(volume: np.ndarray, where: np.ndarray) -> list[float]:
     values = volume[where]
     if len(values) < 20:
         return [0.0] * 5
-    return [float(v) for v in (np.log(values.mean() + 1e-3), np.log(values.std() + 1e-3), *np.quantile(values, [0.1, 0.5, 0.9]))]
+    return [
+        float(v)
+        for v in (np.log(values.mean() + 1e-3), np.log(values.std() + 1e-3), *np.quantile(values, [0.1, 0.5, 0.9]))
+    ]
 
 
 def simulate(organ: str, count: int) -> Patients:
@@ -70,7 +74,7 @@ def simulate(organ: str, count: int) -> Patients:
         columns["scanner"].append(np.eye(len(MAKES))[machine])
         columns["gain"].append([np.log(g) for g in s.gains.values()])
         columns["foreground"].append([body.mean(), body[:, :, : SIZE // 2].mean(), body[: SIZE // 2].mean()])
-        columns["around"].append(sum((statistics(v, body & ~lesion) for v in images), []))
+        columns["around"].append([x for v in images for x in statistics(v, body & ~lesion)])
         columns["lesion"].append([np.log(v[twin.mask == 1].mean() / v[body & ~lesion].mean() + 1e-3) for v in images])
     return Patients(**{k: np.array(v) for k, v in columns.items()})
 
@@ -157,6 +161,23 @@ def test_the_probe_finds_a_leak(brains: Patients) -> None:
     scanners = brains.scanner.copy()
     scanners[tumour & swap] = np.eye(len(MAKES))[0]
     assert probe(scanners, brains.label) > 0.65
+
+
+def test_position_tells_nothing_in_a_hospital_with_a_skewed_mix() -> None:
+    """Meningiomas sit on the convexity: where they are half of the patients, normal brains must be viewed there too."""
+    share = OrganShare(320, 0, 0, 0, ("T1",), {"normal": 0.5, "meningioma": 0.45, "glioblastoma": 0.05})
+    cases = list(cases_of(SiteSpec("west", "dune-0.5T", {"brain": share}), seed=2))
+
+    def depth(decoys: bool) -> float:
+        views = []
+        for case in cases:
+            twin = case if decoys else replace(case, decoy="glioblastoma")
+            x, y, z = make_study(twin, CONFIG, seed=2).grid.centre_mm
+            views.append([x, y, z, np.sqrt(x * x + y * y + z * z), abs(x)])
+        return probe(np.array(views), np.array([KINDS["brain"][c.kind] for c in cases]))
+
+    assert depth(decoys=True) < NEAR_CHANCE
+    assert depth(decoys=False) > 0.7  # positive control: the probe sees where meningiomas are
 
 
 def test_a_patient_with_and_without_a_lesion_are_twins(still: Callable[[], None]) -> None:
