@@ -49,7 +49,11 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             values = [r[metric] for r in seeds.values() if r[metric] is not None]
             line[f"{metric}_mean"] = round(statistics.fmean(values), 3) if values else None
             line[f"{metric}_sd"] = round(statistics.stdev(values), 3) if len(values) > 1 else None
-        gaps = [r["auroc"] - local[s]["auroc"] for s, r in seeds.items() if s in local and None not in (r["auroc"], local[s]["auroc"])]
+        gaps = [
+            r["auroc"] - local[s]["auroc"]
+            for s, r in seeds.items()
+            if s in local and None not in (r["auroc"], local[s]["auroc"])
+        ]
         line["auroc_over_local_smallest"] = round(min(gaps), 3) if gaps else None
         table.append(line)
     return table

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from client.records import SiteRecords
-from configs.schema import AugmentConfig, Config, EngineConfig, OptimConfig
+from configs.schema import AugmentConfig, Config, ConfigError, EngineConfig, OptimConfig
 from medmap_model.batch import Batch
 from medmap_model.contract import Task
 from medmap_model.evaluation import scores
@@ -53,9 +53,9 @@ class Figures:
 
 
 def device_of(engine: EngineConfig) -> torch.device:
-    """The device that `engine.device` asks for. Raises ValueError when CUDA is asked for and absent."""
+    """The device that `engine.device` asks for. Raises ConfigError when CUDA is asked for and absent."""
     if engine.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("engine.device=cuda: this machine has no CUDA device; take engine.device=auto or cpu")
+        raise ConfigError("engine.device=cuda: this machine has no CUDA device; take engine.device=auto or cpu")
     return torch.device("cuda" if engine.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -61,6 +61,7 @@ def _run(config: Config) -> int:
     from server.progress import make_progress
     from simulation.conditions import MISTAKES, Stopped
     from simulation.experiment import run
+    from simulation.packages import RealDataError
     from simulation.summary import print_summary
 
     try:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from client.site import SiteEntry
+from client.training import device_of
 from configs import from_dict, load_vocabulary
-from configs.schema import Config, ConfigError
+from configs.schema import Config, ConfigError, TextConfig
+from medmap_model.text import build_text_encoder
 from medmap_model.vocabulary import Vocabulary
 from server.checkpoint import write_json
 from server.progress import Event, Progress, TensorBoard
@@ -26,9 +28,12 @@ from simulation.conditions import Hospital, run_all
 def run(config: Config, progress: Progress) -> Path:
     """Run the experiment, or go on with the one in `config.resume`. Returns the run's folder."""
     begun = time.monotonic()
+    device_of(config.engine)
     run_dir, config = _open_folder(config, progress)
     if config.text.cache_dir is None:  # beside the prepared volumes, for all processes of the run and the next one
         config = replace(config, text=replace(config.text, cache_dir=str(run_dir.parent / "cache" / "text")))
+    if config.text.model != TextConfig.model:  # one that may be missing: say so before anything is simulated
+        build_text_encoder(config.text)
     vocabulary = load_vocabulary(config.data.vocabulary)
     hospitals, data = prepare_data(config, vocabulary, run_dir, progress)
     generated = time.monotonic()

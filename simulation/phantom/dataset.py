@@ -21,7 +21,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +147,7 @@ def _mapper(stack: ExitStack, workers: int) -> Callable[..., Iterator[Rows]]:
         return map
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if isinstance(context, ForkServerContext):
+    if "forkserver" in methods:
         context.set_forkserver_preload(["simulation.phantom.dataset"])
     pool = ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts)
     stack.callback(pool.shutdown, cancel_futures=True)

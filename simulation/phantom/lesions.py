@@ -147,7 +147,7 @@ class Lesion:
             case "hcc":
                 return {"hcc": inside, "hcc_capsule": rim}
             case "hemangioma":
-                nodules = rim / (1 + np.exp(np.clip((np.float32(0.1) - noise[2]) / np.float32(0.15), -30, 30)))
+                nodules = rim / (1 + np.exp(np.clip((np.float32(0.25) - noise[2]) / np.float32(0.15), -30, 30)))
                 return {"hemangioma_nodule": nodules, "hemangioma": mass - nodules}
             case "cyst":
                 return {"cyst": mass}

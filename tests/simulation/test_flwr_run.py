@@ -55,7 +55,14 @@ def flower(tmp_path) -> Iterator[dict[str, str]]:
 
 
 def test_the_bundle_holds_the_four_packages_and_nothing_else(checkout, flower):
-    built = subprocess.run([BIN / "flwr", "build", "--app", checkout], cwd=checkout, env=flower, capture_output=True, text=True, timeout=120)
+    built = subprocess.run(
+        [BIN / "flwr", "build", "--app", checkout],
+        cwd=checkout,
+        env=flower,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert built.returncode == 0, built.stdout + built.stderr
     with zipfile.ZipFile(next(checkout.glob("*.fab"))) as bundle:
         names = bundle.namelist()
@@ -80,7 +87,14 @@ def test_a_federation_runs_whole_from_the_bundle(checkout, flower, hospitals, tm
     deadline, status = time.monotonic() + 300, ""
     while not status.startswith("finished") and time.monotonic() < deadline:
         time.sleep(3)
-        shown = subprocess.run([BIN / "flwr", "list", "--format", "json"], cwd=tmp_path, env=flower, capture_output=True, text=True, timeout=60)
+        shown = subprocess.run(
+            [BIN / "flwr", "list", "--format", "json"],
+            cwd=tmp_path,
+            env=flower,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         runs = json.loads(shown.stdout or "{}").get("runs", [])
         status = runs[0]["status"] if runs else ""
     log = tmp_path / "flower-home" / "local-superlink" / "superlink.log"
