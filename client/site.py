@@ -51,11 +51,7 @@ def read_sites(path: Path) -> list[SiteEntry]:
 @functools.lru_cache(maxsize=2)
 def trainer_for(config_json: str) -> Trainer:
     """The process's one model and trainer: sites of a simulation take turns on it, so memory does not grow with them."""
-    import torch
-
     config = from_json(config_json)
-    if config.engine.device != "cuda":
-        torch.set_num_threads(config.engine.threads)
     text = build_text_encoder(config.text)
     vocabulary = load_vocabulary(config.data.vocabulary)
     return Trainer(build_model(config.model, vocabulary, text, seed=config.seed), config)

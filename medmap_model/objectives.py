@@ -148,12 +148,14 @@ def cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float) -> Tensor:
 
 
 def alignment(feature: Tensor, target: Tensor, label: Tensor) -> Tensor:
-    """KL(softmax(target text) || softmax(feature)), mean over the records with a known label; 0 when there is none.
+    """KL(softmax(target) || softmax(feature)), mean over the records with a known label; 0 when there is none.
 
-    feature (B, D): the fused feature. target (B, D): the projected prompt text of the true label, a training target
-    only, through which no gradient flows. MedMAP's alignment term (arXiv 2602.23652).
+    feature (B, D): the fused feature, as its last layer norm leaves it. target (B, D): the projected prompt text of the
+    true label, a training target only, through which no gradient flows. MedMAP's alignment term (arXiv 2602.23652). The
+    target is brought to the feature's scale first: the softmax of a projection as it comes is all but uniform, and to
+    align with that would only flatten the feature.
     """
-    goal = F.log_softmax(target.detach(), 1)
+    goal = F.log_softmax(F.layer_norm(target.detach(), target.shape[1:]), 1)
     row = F.kl_div(F.log_softmax(feature, 1), goal, log_target=True, reduction="none").sum(1)
     known = label >= 0
     return row.masked_fill(~known, 0.0).sum() / known.sum().clamp(min=1)

@@ -145,12 +145,13 @@ def prepare_data(
 
 def _phantom(config: Config, vocabulary: Vocabulary, progress: Progress) -> tuple[list[Hospital], str]:
     from simulation.phantom import generate
+    from simulation.phantom.dataset import VERSION
     from simulation.sites import plan_sites
 
     specs = plan_sites(config.sites, vocabulary, seed=config.seed)
     phantom = asdict(config.data.phantom)
     phantom.pop("workers")
-    folder = data_folder(config, "phantom", [asdict(config.sites), phantom, vocabulary.hash, config.seed])
+    folder = data_folder(config, "phantom", [VERSION, asdict(config.sites), phantom, vocabulary.hash, config.seed])
 
     def tell(done: int, total: int) -> None:
         progress(Event("message", "run", text="simulating patients", done=done, total=total))

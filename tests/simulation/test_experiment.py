@@ -168,7 +168,8 @@ def test_the_smoke_experiment_runs_whole_and_federated_learns(world):
 
 @pytest.mark.slow
 def test_a_manifest_of_ones_own_becomes_hospitals_by_its_column(done, world):
-    manifest = next((world / "outputs" / "data").glob("phantom-*/manifest.csv"))
+    site = json.loads((world / "run" / "sites.json").read_text())[0]["manifests"][0]
+    manifest = Path(site).parent.parent / "manifest.csv"
     small = [o for o in TINY if not o.startswith(("sites.", "data.phantom"))]
     shown = sim(
         world, "data=manifest", f"data.manifest={manifest}", "sites=natural", "sites.external_site=external", "data.volumes.crop=centre",
