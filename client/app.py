@@ -78,12 +78,12 @@ def _site(context: Context) -> Site:
 
 
 def _vectors(msg: Message) -> dict:
-    record = msg.content[contract.ARRAYS]
+    record = msg.content.array_records[contract.ARRAYS]
     return {str(k): contract.decode_vector(v.data) for k, v in record.items()}
 
 
 def _task(msg: Message) -> Task:
-    return Task(**json.loads(str(msg.content[contract.TASK][contract.TASK])))  # type: ignore[index]
+    return Task(**json.loads(str(msg.content[contract.TASK][contract.TASK])))
 
 
 @app.query()
@@ -104,7 +104,7 @@ def train(msg: Message, context: Context) -> RecordDict:
             contract.ARRAYS: ArrayRecord(
                 {g: Array("float32", v.shape, SType.NUMPY, contract.encode_vector(v)) for g, v in vectors.items()}
             ),
-            contract.METRICS_RECORD: MetricRecord(figures.known()),
+            contract.METRICS_RECORD: MetricRecord(dict(figures.known())),
         }
     )
 
@@ -114,4 +114,4 @@ def train(msg: Message, context: Context) -> RecordDict:
 def evaluate(msg: Message, context: Context) -> RecordDict:
     """Validate the model as received."""
     figures = _site(context).evaluate(_vectors(msg), _task(msg))
-    return RecordDict({contract.METRICS_RECORD: MetricRecord(figures.known())})
+    return RecordDict({contract.METRICS_RECORD: MetricRecord(dict(figures.known()))})

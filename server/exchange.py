@@ -77,7 +77,7 @@ def refusal(reply: Message) -> str | None:
 def card(reply: Message) -> Card:
     """The card in a reply to `query`. Raises ValueError when it is not one."""
     try:
-        return Card(**json.loads(str(reply.content[contract.CARD][contract.CARD])))  # type: ignore[index]
+        return Card(**json.loads(str(reply.content[contract.CARD][contract.CARD])))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"the reply holds no card ({type(error).__name__})") from None
 

@@ -276,4 +276,4 @@ def load_predictions(run_dir: Path, model: str) -> dict[tuple[str, str, str], tu
     """(hospital, split, organ) -> (labels, probabilities)."""
     with np.load(run_dir / "predictions" / f"{model}.npz", allow_pickle=False) as z:
         names = {k.rsplit("/", 1)[0] for k in z.files}
-        return {tuple(n.split("/")): (z[f"{n}/labels"], z[f"{n}/probabilities"]) for n in sorted(names)}  # type: ignore[misc]
+        return {tuple(n.split("/")): (z[f"{n}/labels"], z[f"{n}/probabilities"]) for n in sorted(names)}

@@ -88,4 +88,4 @@ def _slices(study: Study, order: Sequence[str], folder: Path, stem: str) -> list
 def _read(path: Path) -> np.ndarray:
     import nibabel as nib
 
-    return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj, dtype=np.float32)  # type: ignore[attr-defined]
+    return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj, dtype=np.float32)
