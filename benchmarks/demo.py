@@ -1,6 +1,6 @@
 """The demo over several seeds: every condition on the three test sets, mean and spread. Phantom results.
 
-    python -m benchmarks.demo --seeds 0 1 2 [key=value ...]
+    python -m benchmarks.demo [key=value ...] [--seeds 0 1 2]
 
 A seed changes data, initialisation and sampling. Writes benchmarks/results/demo.csv (a row per seed, condition, organ, test
 set) and demo_mean.csv (mean, standard deviation and smallest difference from `local` over seeds).

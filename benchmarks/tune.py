@@ -1,6 +1,6 @@
 """Learning rate and rounds of the demo, chosen on validation patients of seeds that are not reported. Phantom results.
 
-    python -m benchmarks.tune [--seeds 100 101] [--lr 0.00075 0.0015 0.003] [--stage short demo] [key=value ...]
+    python -m benchmarks.tune [key=value ...] [--seeds 100 101] [--lr 0.00075 0.0015 0.003] [--stage short demo]
 
 Trains the federation alone for each setting and writes benchmarks/results/tune.csv: validation AUROC and loss after the last
 round. Test patients are never looked at.

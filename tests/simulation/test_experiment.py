@@ -206,3 +206,26 @@ def test_every_partition_trains(world, sites):
         assert any(a != b for a in owned for b in owned)
     if sites == "organ_split":
         assert {tuple(s["organs"]) for s in summary["sites"] if not s["external"]} == {("brain",), ("liver",)}
+
+
+@pytest.mark.slow
+def test_real_scans_train_beside_phantom_hospitals_or_say_in_one_sentence_why_not(world):
+    shown = sim(world, "experiment=real", "text=hash", "output_dir=real", "sites.patients=8", "data.folder=real-data")
+    if shown.returncode == 1 and shown.stderr.count("\n") == 1:
+        pytest.skip(f"the packages cannot be had here: {shown.stderr.strip()}")
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    summary = json.loads((world / "real" / "summary.json").read_text())
+    assert {"real-head", "real-abdomen"} <= {s["name"] for s in summary["sites"]}
+    assert all(len(r["returned"]) == 4 for r in summary["participation"])
+    assert "not accuracy" in summary["data"]["note"]
+    assert "not accuracy" in (world / "real" / "report.html").read_text()
+
+
+def test_real_scans_that_cannot_be_had_are_one_sentence(world):
+    shown = subprocess.run(
+        [SIM, "experiment=real", "output_dir=offline", "data.folder=offline-data"], cwd=world, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""},
+    )  # fmt: skip
+    assert shown.returncode == 1, shown.stderr[-2000:]
+    assert "Traceback" not in shown.stderr
+    assert "pip download" in shown.stderr
