@@ -121,7 +121,9 @@ class EncoderConfig:
 
     kind: str = setting("conv", "architecture", choices=("conv", "swin_unetr"))
     width: int = setting(8, "channels after the stem (conv) or feature size, a multiple of 12 (swin_unetr)", minimum=4)
-    blocks: list[int] = setting([1, 1], "conv: residual blocks per stage; every stage halves the volume")
+    blocks: list[int] = setting(
+        [1], "conv: residual blocks per stage, after a stem to 1/4 of the size; every stage halves it"
+    )
     channels_last: bool = setting(True, "channels_last_3d memory format on a GPU")
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
 

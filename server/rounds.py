@@ -18,17 +18,12 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from configs.schema import Config, OptimConfig
-from medmap_model import contract
-from medmap_model.contract import STAGES, Card, Task
-from medmap_model.groups import owned
+from medmap_model.contract import STAGES, Task
 from medmap_model.vocabulary import Vocabulary
 from server import checkpoint, exchange
 from server.aggregation import Aggregator, UpdateRefused, Vectors
+from server.members import FederationError, Member, join, shares
 from server.progress import Event, Progress
-
-
-class FederationError(RuntimeError):
-    """The federation cannot go on; the message says why and what to do."""
 
 
 @dataclass
@@ -50,14 +45,6 @@ class State:
     finished: bool = False
     lines: int = 0
     pending: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Member:
-    """A site that has joined."""
-
-    node: int
-    card: Card
 
 
 class Federation:
@@ -107,33 +94,15 @@ class Federation:
         return self.vectors
 
     def join(self) -> list[Member]:
-        """Wait for a quorum of sites, ask each for its card, refuse those that do not fit. Raises FederationError."""
-        deadline = time.monotonic() + self.config.strategy.join_timeout_s
-        wanted = self.expected or 1
-        needed = max(1, math.ceil(self.config.strategy.quorum * wanted))
-        while len(nodes := sorted(self.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
-            time.sleep(1.0)
-        if len(nodes) < needed:
-            raise FederationError(f"{len(nodes)} of {wanted} sites are here, {needed} are needed: start more sites")
-        members = []
-        for node, reply in exchange.collect(
-            self.grid, [exchange.query(n) for n in nodes], timeout_s=self.config.strategy.round_timeout_s
-        ):
-            reason = exchange.refusal(reply)
-            try:
-                member = None if reason else Member(node, exchange.card(reply))
-                reason = reason or self._unfit(member.card)  # type: ignore[union-attr]
-            except ValueError as error:
-                member, reason = None, str(error)
-            if reason or member is None:
-                self._tell("message", text=f"site {member.card.site if member else node} may not join: {reason}")
-            else:
-                members.append(member)
-        if len(members) < needed:
-            raise FederationError(
-                f"{len(members)} of {wanted} sites may join, {needed} are needed: see the messages above"
-            )
-        return sorted(members, key=lambda m: m.card.site)
+        """The sites that take part. Raises FederationError when there are too few."""
+        return join(
+            self.grid,
+            self.config.strategy,
+            self.vocabulary,
+            text_hash=self.text_hash,
+            expected=self.expected,
+            tell=lambda text: self._tell("message", text=text),
+        )
 
     def stages(self) -> dict[str, Any]:
         """Per stage: rounds done and their curves, for `summary.json`."""
@@ -158,30 +127,10 @@ class Federation:
             "per_group": per_group,
         }
 
-    def _unfit(self, card: Card) -> str | None:
-        """Why a site may not join, or None."""
-        ours = {
-            "version": contract.VERSION,
-            "vocabulary_hash": self.vocabulary.hash,
-            "text_hash": self.text_hash,
-        }
-        for name, value in ours.items():
-            if getattr(card, name) != value:
-                return f"its {name.replace('_', ' ')} is {getattr(card, name)}, the federation's is {value}"
-        return None
-
-    def _groups(self, member: Member, stage: str) -> dict[str, int]:
-        """Module groups a site receives and returns, with their weight; naive: all of them, by all its volumes."""
-        mine = owned(self.vocabulary, member.card.volumes, member.card.studies, stage)
-        if self.config.strategy.kind == "naive":
-            everyone = owned(
-                self.vocabulary,
-                dict.fromkeys(self.vocabulary.modalities, 1),
-                dict.fromkeys(self.vocabulary.organs, 1),
-                stage,
-            )
-            return dict.fromkeys(everyone, sum(member.card.volumes.values()))
-        return mine
+    def _shares(self, members: list[Member], stage: str) -> dict[int, dict[str, int]]:
+        """Node -> the groups it receives and returns, with their weight."""
+        naive = self.config.strategy.kind == "naive"
+        return {m.node: shares(m, self.vocabulary, stage, naive=naive) for m in members}
 
     def _run_stage(self, stage: str, members: list[Member]) -> None:
         settings: OptimConfig = getattr(self.config.stage, stage)
@@ -213,7 +162,7 @@ class Federation:
         task = Task(stage, number, settings.rounds, self.config.seed)
         self._tell("round_start", stage=stage)
         broadcast, aggregator = exchange.Broadcast(self.vectors), Aggregator(self.vectors)
-        groups = {m.node: self._groups(m, stage) for m in members}
+        groups = self._shares(members, stage)
         names = {m.node: m.card.site for m in members}
         replies: dict[str, dict[str, float]] = {}
         refused: list[dict[str, str]] = []
@@ -237,7 +186,7 @@ class Federation:
             for group, vector in update.items():
                 up[group] = up.get(group, 0) + vector.nbytes
             self._tell("reply", stage=stage, site=names[node], loss=replies[names[node]].get("loss"))
-        if len(replies) < max(1, math.ceil(self.config.strategy.quorum * len(members))):
+        if len(replies) < max(1, math.ceil(self.config.strategy.quorum * len(messages))):
             return False
         self._learn_validation(replies)
         self.vectors = aggregator.result()
@@ -257,7 +206,7 @@ class Federation:
             "bytes_up_per_group": dict(sorted(up.items())),
             "sites": {s: dict(sorted(replies[s].items())) for s in sorted(replies)},
             "returned": sorted(replies),
-            "missing": sorted(set(names.values()) - set(replies) - {r["site"] for r in refused}),
+            "missing": sorted({names[n] for n, g in groups.items() if g} - set(replies) - {r["site"] for r in refused}),
             "refused": sorted(refused, key=lambda r: r["site"]),
         }
         self._tell("round_end", stage=stage, loss=self.state.pending["loss"], score=self._latest_score(stage))
@@ -269,7 +218,8 @@ class Federation:
             broadcast = exchange.Broadcast(self.vectors)
             task = Task(stage, self.state.round, settings.rounds, self.config.seed)
             names = {m.node: m.card.site for m in members}
-            messages = [broadcast.message(m.node, "evaluate", self._groups(m, stage), task) for m in members]
+            groups = self._shares(members, stage)
+            messages = [broadcast.message(m.node, "evaluate", groups[m.node], task) for m in members if groups[m.node]]
             replies = {
                 names[node]: exchange.metrics(reply)
                 for node, reply in exchange.collect(

@@ -29,8 +29,8 @@ from medmap_model.groups import unpack
 from medmap_model.text import TextEncoderError
 from server.app import federate
 from server.checkpoint import CheckpointError, write_json
+from server.members import FederationError
 from server.progress import Event, Progress
-from server.rounds import FederationError
 from simulation.engines import InProcessGrid, run_ray
 
 

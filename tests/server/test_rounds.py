@@ -15,7 +15,8 @@ from medmap_model import contract
 from medmap_model.contract import Card
 from medmap_model.groups import group_names
 from server import checkpoint
-from server.rounds import Federation, FederationError
+from server.members import FederationError
+from server.rounds import Federation
 from simulation.engines import InProcessGrid
 
 VOCABULARY = load_vocabulary("medmom")
@@ -261,3 +262,16 @@ def test_early_stop_goes_back_to_the_best_round(tmp_path):
     np.testing.assert_allclose(vectors["text_projection"], 1.75)
     saved, _ = checkpoint.load(checkpoint.latest(tmp_path / "checkpoints"), LAYOUT)
     np.testing.assert_allclose(saved["text_projection"], 1.75)
+
+
+def test_two_sites_of_one_name_may_not_both_join(tmp_path):
+    hospitals = Hospitals()
+    told = []
+    f = federation(tmp_path, hospitals)
+    f.progress = lambda e: told.append(e.text)
+    again = InProcessGrid(hospitals.app, 2, {})
+    for context in again._contexts.values():
+        context.node_config["partition-id"] = 1
+    f.grid = again
+    assert [m.card.site for m in f.join()] == ["h1"]
+    assert any("another site has its name" in t for t in told)
