@@ -151,23 +151,24 @@ class TransformerEncoder(_Cached):
             raise TextEncoderError(f"text.model={self._name} cannot be loaded from {self._source}") from error
         return tokenizer, model.eval().requires_grad_(False)
 
-    def _compute(self, texts: list[str], *, chunk: int = 64) -> Tensor:
+    def _compute(self, texts: list[str]) -> Tensor:
+        """One text at a time, on one thread: a vector must not depend, in its last bits, on the texts beside it.
+
+        Otherwise two runs of one seed would differ by which process met which reports first. Reports are long enough
+        to keep a core busy: batches are hardly faster.
+        """
         tokenizer, model = self._loaded
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # alike lengths: little padding
+        longest = min(self._max_tokens, tokenizer.model_max_length)
         out = torch.empty(len(texts), self.dim)
-        for start in range(0, len(order), chunk):
-            rows = order[start : start + chunk]
-            tokens = tokenizer(
-                [texts[i] for i in rows],
-                padding=True,
-                truncation=True,
-                max_length=min(self._max_tokens, tokenizer.model_max_length),
-                return_tensors="pt",
-            )
-            hidden = model(**tokens).last_hidden_state
-            mask = tokens["attention_mask"][..., None].to(hidden.dtype)
-            mean = (hidden * mask).sum(1) / mask.sum(1)
-            out[rows] = hidden[:, 0] if self._pooling == "cls" else mean
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for row, text in zip(out, texts, strict=True):
+                tokens = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")
+                hidden = model(**tokens).last_hidden_state[0]
+                row.copy_(hidden[0] if self._pooling == "cls" else hidden.mean(0))
+        finally:
+            torch.set_num_threads(threads)
         return out
 
     def _fingerprint(self) -> str:

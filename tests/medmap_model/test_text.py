@@ -158,3 +158,21 @@ def test_importing_the_package_is_light() -> None:
     code = "import sys, medmap_model.text; print('transformers' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert out.stdout.strip() == "False"
+
+
+@pytest.mark.slow
+def test_a_vector_does_not_depend_on_the_texts_beside_it():
+    """Bit for bit: a run is a function of its seed, whichever process meets which reports first."""
+    findings = (
+        "A 23 mm ring-enhancing mass.",
+        "Normal brain.",
+        "Hepatic cyst, 12 mm, segment VII, without enhancement.",
+    )
+    texts = [
+        f"{f} Compared with {n} earlier studies: {'no change, ' * (n % 5)}stable." for n in range(9) for f in findings
+    ]
+    together = module.TransformerEncoder(TextConfig()).embed(texts)
+    apart = module.TransformerEncoder(TextConfig())
+    alone = torch.cat([apart.embed([t]) for t in reversed(texts)]).flip(0)
+    assert torch.equal(together, alone)
+    assert len(torch.unique(together, dim=0)) == len(texts)
