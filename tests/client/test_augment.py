@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
@@ -104,21 +102,3 @@ def test_seeds_decide_everything_and_off_means_off():
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(augment(volumes, present, mirrorable, OFF, seeded())[0], volumes)
     assert torch.equal(volumes, kept)
-
-
-def test_it_costs_far_less_than_a_small_network():
-    volumes, present, mirrorable = batch(8, 4, 24)
-    network = torch.nn.Sequential(
-        torch.nn.Conv3d(1, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv3d(8, 16, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv3d(16, 16, 3)
-    )  # fmt: skip
-
-    def best_of(work, repeats: int = 7) -> float:
-        spans = []
-        for _ in range(repeats):
-            begun = time.process_time()
-            work()
-            spans.append(time.process_time() - begun)
-        return min(spans)
-
-    step = best_of(lambda: network(volumes.view(32, 1, 24, 24, 24)).sum().backward())
-    assert best_of(lambda: augment(volumes, present, mirrorable, AugmentConfig(), seeded())) < 0.5 * step

@@ -69,9 +69,7 @@ def test_a_run_leaves_what_it_promises(done):
     assert low <= summary["metrics"]["federated"]["brain"]["auroc"] <= high
     trained = [s["name"] for s in summary["sites"] if not s["external"]]
     matrix = summary["cross_site"]
-    assert matrix["models"] == ["federated", *[f"local-{s}" for s in trained], "pooled", "naive"] or set(matrix["models"]) == {
-        "federated", "pooled", "naive", *[f"local-{s}" for s in trained]
-    }  # fmt: skip
+    assert set(matrix["models"]) == {"federated", "pooled", "naive", *[f"local-{s}" for s in trained]}
     assert len(matrix["organ"]["brain"]) == len(matrix["models"])
     assert summary["stages"]["finetune"]["rounds"] == 2
     assert all(0 < s["studies"]["train"] <= 12 for s in summary["sites"] if not s["external"])
@@ -156,14 +154,12 @@ def test_every_setting_can_be_listed(world):
 
 @pytest.mark.slow
 def test_the_smoke_experiment_runs_whole_and_federated_learns(world):
-    begun = time.monotonic()
     shown = sim(world, "experiment=smoke", "output_dir=smoke", timeout=600)
     assert shown.returncode == 0, shown.stderr[-3000:]
     metrics = json.loads((world / "smoke" / "summary.json").read_text())["metrics"]
     assert metrics["federated"]["brain"]["auroc"] > 0.75
     assert metrics["federated"]["brain"]["auroc"] > metrics["local"]["brain"]["auroc"]
     assert metrics["naive"] is None
-    assert time.monotonic() - begun < 600  # a minute on a quiet machine: benchmarks say, a test cannot
 
 
 @pytest.mark.slow
