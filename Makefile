@@ -23,7 +23,7 @@ smoke: setup
 	$(BIN)/medmap-sim experiment=smoke
 
 test: setup
-	@sh scripts/install_chromium.sh
+	@bash scripts/install_chromium.sh
 	$(BIN)/python -m pytest
 
 quick: setup

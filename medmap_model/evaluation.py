@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-_METRICS = ("auroc", "balanced_accuracy", "macro_f1")
+METRICS = ("auroc", "balanced_accuracy", "macro_f1")
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray, *, bootstrap: int = 0, seed: int = 0) -> dict[str, Any]:
@@ -23,22 +23,44 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, *, bootstrap: int = 0,
     y, p = labels[known].astype(np.int64), probabilities[known]
     if not np.isfinite(p).all():
         raise ValueError(f"{(~np.isfinite(p).all(1)).sum()} of {len(p)} predictions are not finite: training diverged")
-    result: dict[str, Any] = dict.fromkeys(_METRICS) | {"n": len(y)}
+    result: dict[str, Any] = dict.fromkeys(METRICS) | {"n": len(y)}
     if bootstrap > 0:
-        result |= dict.fromkeys(f"{m}_ci" for m in _METRICS)
+        result |= dict.fromkeys(f"{m}_ci" for m in METRICS)
     if len(np.unique(y)) < 2:
         return result
     point = _score(y[None], p[None])
-    result |= {m: float(point[m][0]) for m in _METRICS}
+    result |= {m: float(point[m][0]) for m in METRICS}
     if bootstrap > 0:
-        rows = np.random.default_rng(seed).integers(len(y), size=(bootstrap, len(y)))
-        drawn = y[rows]
-        rows = rows[(drawn != drawn[:, :1]).any(1)]
-        if len(rows):
-            spread = _score(y[rows], p[rows])
-            for m in _METRICS:
-                result[f"{m}_ci"] = [float(v) for v in np.percentile(spread[m], [2.5, 97.5])]
+        for m, spread in resampled(y, p, bootstrap=bootstrap, seed=seed).items():
+            result[f"{m}_ci"] = interval(spread)
     return result
+
+
+def resampled(labels: np.ndarray, probabilities: np.ndarray, *, bootstrap: int, seed: int) -> dict[str, np.ndarray]:
+    """metric -> (bootstrap,) scores over patients drawn with replacement; nan where a draw has a single class.
+
+    The draws depend on the number of patients and the seed alone, so that models scored on the same patients are
+    resampled alike: the mean or the difference of two such arrays is a paired bootstrap.
+    """
+    known = labels >= 0
+    y, p = labels[known].astype(np.int64), np.asarray(probabilities, np.float64)[known]
+    spread = {m: np.full(bootstrap, np.nan) for m in METRICS}
+    if not len(y):
+        return spread
+    rows = np.random.default_rng(seed).integers(len(y), size=(bootstrap, len(y)))
+    drawn = y[rows]
+    good = (drawn != drawn[:, :1]).any(1)
+    if good.any():
+        found = _score(drawn[good], p[rows[good]])
+        for m in METRICS:
+            spread[m][good] = found[m]
+    return spread
+
+
+def interval(spread: np.ndarray) -> list[float] | None:
+    """[low, high]: 95 % percentile interval of resampled scores, None when there are none."""
+    known = spread[~np.isnan(spread)]
+    return [float(v) for v in np.percentile(known, [2.5, 97.5])] if len(known) else None
 
 
 def _score(y: np.ndarray, p: np.ndarray) -> dict[str, np.ndarray]:

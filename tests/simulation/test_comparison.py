@@ -56,5 +56,16 @@ def test_each_model_is_scored_on_the_patients_it_should_be(run_dir):
     assert own["auroc_range"] == sorted([matrix[2][0], matrix[3][1]])
     assert r["metrics_own"]["federated"]["brain"]["auroc"] == pytest.approx(np.mean(matrix[0][:2]))
     assert r["cross_site"]["organ"]["liver"] == [[None] * 3] * 4
-    assert "auroc_ci" in r["metrics"]["federated"]["brain"]
-    assert "auroc_ci" not in r["metrics"]["local"]["brain"], "a mean over models has a range, not an interval"
+    for condition in ("federated", "local", "naive"):
+        for test_set in ("metrics", "metrics_own", "metrics_external"):
+            row = r[test_set][condition]["brain"]
+            assert row["auroc_ci"][0] <= row["auroc"] <= row["auroc_ci"][1]
+    assert r["cross_site"]["macro_f1"]["brain"][0][2] == pytest.approx(
+        r["metrics_external"]["federated"]["brain"]["macro_f1"]
+    )
+
+
+def test_without_resamples_there_are_no_intervals(run_dir):
+    r = compare(run_dir, ["federated"], HOSPITALS, VOCABULARY, bootstrap=0, seed=0)
+    assert r["metrics"]["federated"]["brain"]["auroc_ci"] is None
+    assert r["metrics"]["local"] is None
