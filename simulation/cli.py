@@ -57,7 +57,8 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(config: Config) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt too: nothing is lost
+    for polite in (signal.SIGINT, signal.SIGTERM):  # either ends the run cleanly: nothing is lost
+        signal.signal(polite, signal.default_int_handler)
     from server.progress import make_progress
     from simulation.conditions import MISTAKES, Stopped
     from simulation.experiment import run

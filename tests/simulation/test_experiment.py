@@ -92,27 +92,29 @@ def test_the_same_seed_gives_the_same_model_and_the_same_scores_in_one_process_o
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_cleanly_and_the_resumed_run_ends_with_the_same_bits(done, world):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_cleanly_and_the_resumed_run_ends_with_the_same_bits(done, world, workers):
     run_dir, _ = done
+    cut, baselines = f"cut-{workers}", "[]" if workers == 1 else "[pooled]"
     process = subprocess.Popen(
-        [SIM, *TINY, "output_dir=cut", "baselines=[]", "engine.workers=1"],
+        [SIM, *TINY, f"output_dir={cut}", f"baselines={baselines}", f"engine.workers={workers}"],
         cwd=world,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not (world / "cut" / "checkpoints").exists() and time.monotonic() < deadline and process.poll() is None:
+    while not (world / cut / "checkpoints").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors[-2000:]
     assert "medmap-sim resume=" in errors and "Traceback" not in errors
-    assert not (world / "cut" / "summary.json").exists()
-    resumed = sim(world, "resume=cut")
+    assert not (world / cut / "summary.json").exists()
+    resumed = sim(world, f"resume={cut}")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     for name, tensor in weights(run_dir).items():
-        np.testing.assert_array_equal(weights(world / "cut")[name], tensor)
+        np.testing.assert_array_equal(weights(world / cut)[name], tensor)
 
 
 @pytest.mark.slow
