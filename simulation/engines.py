@@ -6,6 +6,7 @@ Both call the same ClientApp with the same contexts; the deployment (SuperLink a
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import uuid
@@ -17,6 +18,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
+
+from configs.schema import ConfigError
 
 RUN_ID = 1
 SERVER_NODE = 1
@@ -107,7 +110,11 @@ def run_ray(
     cpus_per_site: float = 1,
     gpus_per_site: float = 0.0,
 ) -> None:
-    """Run `serve(grid)` against sites in Flower's Ray simulation. Raises whatever `serve` raised."""
+    """Run `serve(grid)` against sites in Flower's Ray simulation. Raises whatever `serve` raised, ConfigError without Ray."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "engine=ray: Ray is not installed; run `pip install 'medmap-fl[sim]'` or take engine=inprocess"
+        )
     failure: list[BaseException] = []
     server_app = ServerApp()
 
