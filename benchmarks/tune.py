@@ -9,6 +9,8 @@ round. Test patients are never looked at.
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import json
 import statistics
 from typing import Any
@@ -26,35 +28,26 @@ def main() -> None:
     parser.add_argument("--stage", nargs="+", default=["short", "demo"])
     parser.add_argument("overrides", nargs="*", help="settings, as for medmap-sim")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for stage in args.stage:
-        for lr in args.lr:
-            for seed in args.seeds:
-                config = load(
-                    [
-                        f"stage={stage}", f"stage.pretrain.lr={lr}", f"stage.finetune.lr={lr}", f"seed={seed}", "baselines=[]",
-                        "bootstrap=0", "engine.workers=1", f"output_dir=outputs/tune/{stage}-{lr:g}-{seed}", *args.overrides,
-                    ]
-                )  # fmt: skip
-                with make_progress(plain=True) as progress:
-                    folder = run(config, progress)
-                curve = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["stages"]["finetune"]
-                rows.append(
-                    {
-                        "stage": stage,
-                        "lr": lr,
-                        "seed": seed,
-                        "val_auroc": curve["val_score"][-1],
-                        "val_loss": curve["val_loss"][-1],
-                    }
-                )
-                RESULTS.mkdir(exist_ok=True)
-                write(RESULTS / "tune.csv", rows)
-    for stage in args.stage:
-        for lr in args.lr:
-            mine = [r for r in rows if (r["stage"], r["lr"]) == (stage, lr)]
-            auroc, loss = (statistics.fmean(r[k] for r in mine) for k in ("val_auroc", "val_loss"))
-            print(f"{stage:<6} lr {lr:<8g} validation AUROC {auroc:.3f}  loss {loss:.3f}")
+    path = RESULTS / "tune.csv"
+    RESULTS.mkdir(exist_ok=True)
+    rows: dict[tuple[str, float, int], dict[str, Any]] = {}  # settings tried before stay, unless they are tried again
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as f:
+            rows = {(r["stage"], float(r["lr"]), int(r["seed"])): dict(r) for r in csv.DictReader(f)}
+    for stage, lr, seed in itertools.product(args.stage, args.lr, args.seeds):
+        name = f"{stage}-{lr:g}-{seed}"
+        settings = [f"stage={stage}", f"stage.pretrain.lr={lr}", f"stage.finetune.lr={lr}", f"seed={seed}"]
+        alone = ["baselines=[]", "bootstrap=0", "engine.workers=1", f"output_dir=outputs/tune/{name}"]
+        with make_progress(plain=True) as progress:
+            folder = run(load([*settings, *alone, *args.overrides]), progress)
+        curve = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["stages"]["finetune"]
+        last = {"val_auroc": curve["val_score"][-1], "val_loss": curve["val_loss"][-1]}
+        rows[stage, lr, seed] = {"stage": stage, "lr": lr, "seed": seed, **last}
+        write(path, [rows[key] for key in sorted(rows)])
+    for stage, lr in sorted({key[:2] for key in rows}):
+        mine = [r for key, r in rows.items() if key[:2] == (stage, lr)]
+        auroc, loss = (statistics.fmean(float(r[k]) for r in mine) for k in ("val_auroc", "val_loss"))
+        print(f"{stage:<6} lr {lr:<8g} validation AUROC {auroc:.3f}  loss {loss:.3f}  ({len(mine)} seeds)")
 
 
 if __name__ == "__main__":
