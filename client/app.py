@@ -90,7 +90,11 @@ def _task(msg: Message) -> Task:
 @guarded
 def query(msg: Message, context: Context) -> RecordDict:
     """Answer with this site's card."""
-    card = _site(context).card()
+    site = _site(context)
+    if context.node_config.get("manifest"):  # a real node: its own log is the place to name what was left out
+        for problem in site.records.problems:
+            log.warning("left out: %s", problem)
+    card = site.card()
     return RecordDict({contract.CARD: ConfigRecord({contract.CARD: json.dumps(card.to_dict())})})
 
 

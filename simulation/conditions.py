@@ -100,8 +100,8 @@ def run_job(job: Job, hospitals: Sequence[Hospital], run_dir: Path, progress: Pr
     if job.model == "federated":
         from simulation.describe import at_start
 
-        cards = {s.name: open_records(config, s.manifests, cache_dir(config, run_dir)).splits() for s in job.sites}
-        for line in at_start(config, trainer.model, {name: card.get("train", 0) for name, card in cards.items()}):
+        records = {s.name: open_records(config, s.manifests, cache_dir(config, run_dir)) for s in job.sites}
+        for line in at_start(config, trainer.model, records):
             progress(Event("message", "run", text=line))
     finished: list[Any] = []
 

