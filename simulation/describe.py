@@ -69,7 +69,7 @@ def at_start(config: Config, model: MedMAP, records: Mapping[str, SiteRecords]) 
         settings: OptimConfig = getattr(config.stage, stage)
         steps = sum(math.ceil(n / settings.batch_size) for n in patients.values()) * settings.epochs
         lines.append(
-            f"{stage}: {settings.rounds} rounds x {len(patients)} sites, about {steps} optimiser steps a round, "
+            f"{stage}: {settings.rounds} rounds x {len(patients)} sites, {steps} steps a round, "
             f"lr {settings.lr:g}, batch {settings.batch_size}"
         )
     return lines
