@@ -83,6 +83,8 @@ def _phantom(config: Config) -> int:
     from server.progress import make_progress
     from simulation.experiment import prepare_data
 
+    if config.data.kind != "phantom":
+        return _fail(f"data.kind={config.data.kind}: `medmap-sim phantom` writes simulated data; take data=phantom", 2)
     with make_progress() as progress:
         hospitals, _ = prepare_data(
             config, load_vocabulary(config.data.vocabulary), Path(config.output_dir).absolute(), progress

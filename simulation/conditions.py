@@ -100,7 +100,8 @@ def run_job(job: Job, hospitals: Sequence[Hospital], run_dir: Path, progress: Pr
     if job.model == "federated":
         from simulation.describe import at_start
 
-        records = {s.name: open_records(config, s.manifests, cache_dir(config, run_dir)) for s in job.sites}
+        entries = [h.entry for h in hospitals]
+        records = {e.name: open_records(config, e.manifests, cache_dir(config, run_dir)) for e in entries}
         for line in at_start(config, trainer.model, records):
             progress(Event("message", "run", text=line))
     finished: list[Any] = []

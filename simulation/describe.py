@@ -48,7 +48,7 @@ def at_start(config: Config, model: MedMAP, records: Mapping[str, SiteRecords]) 
 
     Memory: parameters, their gradients and AdamW's two moments, in float32.
     """
-    patients = {site: r.splits().get("train", 0) for site, r in records.items()}
+    patients = {site: n for site, r in records.items() if (n := r.splits().get("train", 0))}
     groups = describe(model)
     total = sum(g.parameters for g in groups)
     lines = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def _slices(study: Study, order: Sequence[str], folder: Path, stem: str) -> list
         if modality not in study.images:
             continue
         volume = _read(study.images[modality])
+        if volume is None:  # a bad volume, left out of training as well, and named there
+            continue
         k = volume.shape[2] // 2
         if mask is not None and mask.shape == volume.shape and mask.any():
             k = int(mask.sum((0, 1)).argmax())
@@ -85,7 +88,12 @@ def _slices(study: Study, order: Sequence[str], folder: Path, stem: str) -> list
     return pictures
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path) -> np.ndarray | None:
+    """A 3D volume in RAS, or None for a file that cannot be shown."""
     import nibabel as nib
 
-    return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj, dtype=np.float32)
+    try:
+        volume = np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj, dtype=np.float32)
+    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError):
+        return None
+    return volume if volume.ndim == 3 else None

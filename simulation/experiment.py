@@ -111,6 +111,9 @@ def _open_folder(config: Config, progress: Progress) -> tuple[Path, Config]:
         hint = f"; to go on with it instead: medmap-sim resume={aside}" if unfinished else ""
         progress(Event("message", "run", text=f"{run_dir.name} held a run: moved to {aside.name}{hint}"))
     run_dir.mkdir(parents=True, exist_ok=True)
+    folder = str(Path(config.data.folder or "outputs/data").absolute())  # so that the run can be resumed from anywhere
+    manifest = str(Path(config.data.manifest).absolute()) if config.data.manifest else None
+    config = replace(config, data=replace(config.data, folder=folder, manifest=manifest))
     text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
     (run_dir / "config.yaml").write_text(text, encoding="utf-8")
     return run_dir, config
@@ -166,28 +169,31 @@ def _from_manifest(config: Config, vocabulary: Vocabulary, run_dir: Path) -> tup
     import csv
 
     from client.manifest import read_manifest
-    from simulation.sites import partition_manifest
+    from client.table import read_table
+    from simulation.sites import EXTERNAL, partition_manifest
 
     if not config.data.manifest:
         raise ConfigError("data.kind=manifest needs data.manifest=PATH: a CSV with one row per volume")
     path = Path(config.data.manifest).absolute()
-    read_manifest(path, vocabulary)
-    with path.open(newline="", encoding="utf-8-sig") as f:
-        rows = [dict(r) for r in csv.DictReader(f)]
+    read_manifest(path, vocabulary, check_files=False)  # a missing file is a bad volume: skipped, or a stop, by policy
+    header, lines = read_table(path.read_bytes(), [])
+    rows = [dict(zip(header, cells, strict=False)) for _, cells in lines]
+    for row in rows:
+        for column in ("image", "mask"):
+            if row.get(column):
+                row[column] = str(path.parent / row[column])
+    external = config.sites.external_site or EXTERNAL
     hospitals = []
     for name, mine in partition_manifest(rows, config.sites, vocabulary, seed=config.seed).items():
+        if not mine:  # only the external hospital may be empty: partition_manifest refuses any other
+            continue
         target = run_dir / "sites" / name / "manifest.csv"
         target.parent.mkdir(parents=True, exist_ok=True)
-        for row in mine:
-            for column in ("image", "mask"):
-                if row.get(column):
-                    row[column] = str((path.parent / row[column]).absolute())
         with target.open("w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, list(mine[0]))
+            writer = csv.DictWriter(f, list(dict.fromkeys(k for row in mine for k in row)))
             writer.writeheader()
             writer.writerows(mine)
-        external = name == (config.sites.external_site or "external")
-        hospitals.append(Hospital(SiteEntry(name, (target,)), external))
+        hospitals.append(Hospital(SiteEntry(name, (target,)), name == external))
     return hospitals, {
         "kind": "manifest",
         "note": f"Patients of {path.name}, in simulated hospitals.",

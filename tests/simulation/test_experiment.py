@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -138,6 +139,7 @@ def test_a_second_run_moves_the_first_aside(done, world):
         (["engine.device=cuda", "text=hash"], 2, "engine.device=cuda: this machine has no CUDA device"),
         (["text=huggingface", "text.model=no/such-model"], 1, "no/such-model"),
         (["sites=natural"], 2, "natural"),
+        (["phantom", "data=manifest"], 2, "`medmap-sim phantom` writes simulated data"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_true_exit_code(world, arguments, code, sentence):
@@ -251,3 +253,25 @@ def test_a_broken_volume_is_named_and_left_out_or_stops_the_run(done, world):
     assert stopped.returncode == 1
     assert "truncated" in stopped.stderr and "Traceback" not in stopped.stderr
     assert not (world / "stopped" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_semicolon_manifest_with_a_missing_file_trains_and_too_many_hospitals_are_one_sentence(done, world):
+    site = Path(json.loads((world / "run" / "sites.json").read_text())[0]["manifests"][0])
+    with (site.parent.parent / "manifest.csv").open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    for row in rows:
+        row["image"], row["mask"] = (str(site.parent.parent / row[c]) for c in ("image", "mask"))
+    rows[0]["image"] = "nowhere.nii.gz"
+    with (world / "semicolon.csv").open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, list(rows[0]), delimiter=";")
+        writer.writeheader()
+        writer.writerows(rows)
+    small = [o for o in TINY if not o.startswith(("sites.", "data.phantom"))]
+    mine = ["data=manifest", "data.manifest=semicolon.csv", "data.volumes.crop=centre", "baselines=[]", *small]
+    shown = sim(world, *mine, "sites=iid", "sites.count=2", "output_dir=semicolon")
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert "nowhere.nii.gz" in shown.stdout
+    many = sim(world, *mine, "sites=iid", "sites.count=900", "output_dir=many")
+    assert (many.returncode, many.stderr.count("\n")) == (2, 1), many.stderr[-2000:]
+    assert "take a smaller sites.count" in many.stderr
