@@ -16,7 +16,7 @@ from client.training import Figures, Trainer
 from configs import from_json, load_vocabulary
 from configs.schema import Config, TextConfig, VolumesConfig
 from medmap_model.contract import STAGES, VERSION, Card, Task
-from medmap_model.groups import group_names, owned, pack, unpack
+from medmap_model.groups import group_names, owned, pack, trunks, unpack
 from medmap_model.model import build_model
 from medmap_model.text import build_text_encoder
 
@@ -64,6 +64,7 @@ class Site:
         self.entry, self.config, self.trainer, self.records = entry, config, trainer, records
         self.vocabulary = load_vocabulary(config.data.vocabulary)
         self.text = build_text_encoder(config.text)
+        self.trunks = trunks(config.model, self.vocabulary)
 
     def card(self) -> Card:
         """What this site says of itself: counts and hashes."""
@@ -75,7 +76,7 @@ class Site:
         self._receive(vectors, task)
         figures = self.trainer.validate(self.records, task)
         volumes, studies = self.records.counts("train")
-        mine = set(owned(self.vocabulary, volumes, studies, task.stage)) & set(vectors)
+        mine = set(owned(self.vocabulary, volumes, studies, task.stage, self.trunks)) & set(vectors)
         trained = self.trainer.train(self.records, task, mine, site=self.entry.name)
         for name, value in trained.known().items():
             setattr(figures, name, value)
@@ -91,7 +92,7 @@ class Site:
             raise SiteError("version", f"the server's contract has version {task.version}, this site's {VERSION}")
         if task.stage not in STAGES:
             raise SiteError("task", f"there is no stage '{task.stage}'")
-        unknown = sorted(set(vectors) - set(group_names(self.vocabulary)))
+        unknown = sorted(set(vectors) - set(group_names(self.vocabulary, self.trunks)))
         if unknown:
             raise SiteError("task", f"there is no module group '{unknown[0]}'")
         unpack(self.trainer.model, vectors)

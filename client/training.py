@@ -194,7 +194,7 @@ class Trainer:
         with torch.no_grad(), self._autocast():
             for batch in records.eval_batches(split=split, organ=organ):
                 seen = replace(batch, present=batch.present & keep)
-                p = self.model.logits(seen.to(self.device)).float().softmax(1).cpu()
+                p = self.model.probabilities(self.model.logits(seen.to(self.device)).float(), organ).cpu()
                 p[~seen.present.any(1)] = 1 / p.shape[1]
                 labels.append(batch.label.cpu().numpy())
                 probabilities.append(p.numpy())
@@ -231,15 +231,7 @@ def _micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
         return
     parts = min(math.ceil(n / size), n // 2)
     for index in np.array_split(np.arange(n), parts):
-        at = slice(int(index[0]), int(index[-1]) + 1)
-        yield replace(
-            batch,
-            volumes=batch.volumes[at],
-            present=batch.present[at],
-            label=batch.label[at],
-            report=batch.report[at],
-            has_report=batch.has_report[at],
-        )
+        yield batch.rows(slice(int(index[0]), int(index[-1]) + 1))
 
 
 def _prefetched(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:

@@ -13,7 +13,18 @@ from configs.schema import Config, ConfigError, check, default_of
 from medmap_model.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parent
-GROUPS = ("data", "sites", "model", "text", "stage", "strategy", "privacy", "engine", "experiment")
+GROUPS = (
+    "data",
+    "sites",
+    "model",
+    "text",
+    "stage",
+    "strategy",
+    "privacy",
+    "engine",
+    "evaluation",
+    "experiment",
+)
 
 
 def load(overrides: Sequence[str] = ()) -> Config:

@@ -84,6 +84,9 @@ class DataConfig:
     folder: str | None = setting(None, "where phantom or fetched data lie; None: below outputs/data")
     manifest: str | None = setting(None, "kind=manifest: the CSV, one row per volume")
     vocabulary: str = setting("medmom", "file of configs/vocabulary, or the path of a YAML of your own")
+    captions: bool = setting(
+        False, "training patients with a label but no report get one from the vocabulary's templates"
+    )
     volumes: VolumesConfig = field(default_factory=VolumesConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
@@ -117,15 +120,50 @@ class SitesConfig:
 
 @dataclass
 class EncoderConfig:
-    """One vision encoder; every modality gets its own."""
+    """One vision encoder (trunk). Which modalities share one: `model.sharing`."""
 
-    kind: str = setting("conv", "architecture", choices=("conv", "swin_unetr"))
-    width: int = setting(8, "channels after the stem (conv) or feature size, a multiple of 12 (swin_unetr)", minimum=4)
+    kind: str = setting(
+        "conv",
+        "architecture",
+        choices=("conv", "resnet10", "resnet18", "resnet50", "swin_unetr", "vit", "inflated"),
+    )
+    width: int = setting(
+        8,
+        "channels after the stem (conv, resnet), feature size, a multiple of 12 (swin_unetr), hidden size (vit)",
+        minimum=4,
+    )
     blocks: list[int] = setting(
         [1], "conv: residual blocks per stage, after a stem to 1/4 of the size; every stage halves it"
     )
+    size: int = setting(24, "voxels per edge of the cube; follows data.volumes.size", minimum=8, maximum=256)
+    patch: int = setting(8, "vit: voxels per edge of a patch; divides the size", minimum=2, maximum=64)
+    depth: int = setting(4, "vit: transformer layers", minimum=1, maximum=48)
+    heads: int = setting(4, "vit: attention heads; divides the width", minimum=1, maximum=64)
+    backbone: str | None = setting(None, "inflated: a 2D ConvNeXt, DINOv2 or ResNet, by Hugging Face id or folder")
+    inflation: str = setting(
+        "average", "inflated: a 2D kernel spread over the depth, or in the middle slice", choices=("average", "centre")
+    )
     channels_last: bool = setting(True, "channels_last_3d memory format on a GPU")
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
+
+
+@dataclass
+class FusionConfig:
+    """How the modalities of a study become one feature."""
+
+    kind: str = setting(
+        "compact",
+        "compact: gated pooled vectors and a small transformer; medmap: token sequences through CSA and CCT",
+        choices=("compact", "medmap"),
+    )
+    layers: int = setting(1, "transformer layers (compact), or of each CCT decoder (medmap)", minimum=1, maximum=24)
+    heads: int = setting(4, "attention heads", minimum=1, maximum=64)
+    dropout: float = setting(0.1, "in the fusion", minimum=0, maximum=0.9)
+    width: int = setting(0, "medmap: width of its tokens, a multiple of heads; 0: embed_dim", minimum=0, maximum=4096)
+    tokens: int = setting(8, "medmap: most tokens per modality; a finer grid is pooled", minimum=1, maximum=4096)
+    csa: bool = setting(True, "medmap: Cross-Modal Semantic Aggregation; off: plain projected tokens")
+    csa_layers: int = setting(1, "medmap: layers of CSA's transformer (global) stream", minimum=1, maximum=24)
+    cct: bool = setting(True, "medmap: Cross-Cognition Transformer; off: the mean over tokens")
 
 
 @dataclass
@@ -134,10 +172,17 @@ class ModelConfig:
 
     name: str = setting("tiny", "for the checkpoint and the report")
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    embed_dim: int = setting(128, "width of the shared space; a multiple of fusion_heads", minimum=8, maximum=4096)
-    fusion_layers: int = setting(1, "transformer layers over the modalities", minimum=1, maximum=24)
-    fusion_heads: int = setting(4, "attention heads", minimum=1, maximum=64)
-    dropout: float = setting(0.1, "in the fusion", minimum=0, maximum=0.9)
+    sharing: str = setting(
+        "modality",
+        "an encoder per modality, one for all, or one per group of trunk_groups",
+        choices=("modality", "shared", "groups"),
+    )
+    trunk_groups: list[str] = setting([], "sharing=groups: such as [T1+T1ce, T2+FLAIR]; who is in none has its own")
+    init: str = setting(
+        "random", "start of the weights: random, or a safetensors or pt checkpoint (a file or a folder)"
+    )
+    embed_dim: int = setting(128, "width of the shared space; a multiple of fusion.heads", minimum=8, maximum=4096)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
 
 
 @dataclass
@@ -175,6 +220,11 @@ class OptimConfig:
 class PretrainConfig(OptimConfig):
     """Stage 1: align every modality's encoder with the frozen text encoder."""
 
+    objective: str = setting(
+        "asymmetric",
+        "asymmetric InfoNCE, SigLIP, DHN-NCE, partial optimal transport, or image->public bank alone (separable)",
+        choices=("asymmetric", "siglip", "dhn_nce", "partial_ot", "bank"),
+    )
     image_to_text: float = setting(0.75, "weight of image->text; text->image has the rest", minimum=0, maximum=1)
     positives: str = setting(
         "abnormality",
@@ -184,7 +234,30 @@ class PretrainConfig(OptimConfig):
     same_text: float = setting(
         0.95, "positives=text: cosine from which two reports say the same", minimum=-1, maximum=1
     )
-    prompt_bank: bool = setting(True, "align with the vocabulary's public prompts as well")
+    bank: str = setting(
+        "prompts",
+        "public texts to align with as well: the vocabulary's prompts, its attributes per modality, both, none",
+        choices=("prompts", "attributes", "both", "none"),
+    )
+    hard_negatives: bool = setting(False, "the own report with side or negation turned, as further negatives")
+    label_weight: float = setting(0.0, "weight of the classification by class prompts beside the contrast", minimum=0)
+    consistency: float = setting(0.0, "weight of agreement between the modalities of one patient", minimum=0)
+    hardness: float = setting(0.5, "dhn_nce: how much harder negatives weigh more", minimum=0, maximum=10)
+    ot_mass: float = setting(
+        0.9,
+        "partial_ot: share of the pairs to transport; at most 1 - expected share of wrong reports",
+        minimum=0.05,
+        maximum=1,
+    )
+    ot_epsilon: float = setting(0.05, "partial_ot: entropic regularisation", minimum=1e-3, maximum=10)
+    ot_form: str = setting(
+        "weights",
+        "partial_ot: transported cost, or transported mass as weights of InfoNCE",
+        choices=("weights", "cost"),
+    )
+    queue: int = setting(
+        0, "past records per organ kept as further candidates, within a round", minimum=0, maximum=65536
+    )
     temperature: float = setting(0.1, "start of the learned temperature", minimum=1e-3, maximum=10)
     temperature_bounds: list[float] = setting([0.02, 0.5], "of the learned temperature")
 
@@ -194,6 +267,12 @@ class FinetuneConfig(OptimConfig):
     """Stage 2: detect abnormalities from any subset of modalities."""
 
     modality_dropout: float = setting(0.25, "chance to hide a present modality in training", minimum=0, maximum=0.95)
+    supervised: str = setting(
+        "cross_entropy",
+        "loss on the labels; mixed: 0.4 cross-entropy + 0.6 focal",
+        choices=("cross_entropy", "focal", "mixed"),
+    )
+    focal_gamma: float = setting(2.0, "focal: how much less easy patients weigh", minimum=0, maximum=10)
     label_smoothing: float = setting(0.05, "of the cross-entropy", minimum=0, maximum=0.9)
     supervised_floor: float = setting(
         0.5,
@@ -237,6 +316,22 @@ class PrivacyConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """What is measured beyond the comparison, of the federated model on the external hospital (else the common patients)."""
+
+    operating_point: str = setting(
+        "validation",
+        "threshold of sensitivity and specificity: Youden's on validation patients, or 0.5",
+        choices=("validation", "half"),
+    )
+    zero_shot: bool = setting(True, "detection from prompts alone, by the model after stage 1 and at the end")
+    retrieval: bool = setting(True, "report->image and image->report retrieval")
+    missing: bool = setting(True, "every subset of modalities: mean, expected and worst")
+    corruptions: bool = setting(False, "MRI corruptions at three severities")
+    interpret: bool = setting(True, "which modality mattered and where, for the example patients")
+
+
+@dataclass
 class EngineConfig:
     """What carries the messages, and on which device sites train."""
 
@@ -265,6 +360,7 @@ class Config:
     stage: StagesConfig = field(default_factory=StagesConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ class Batch:
 
     volumes: (B, M, D, H, W) float; a missing slot is zeros and is never computed on
     present: (B, M) bool
-    label:   (B,) int64, -1 where the abnormality is not known
+    label:   (B,) int64, -1 where the abnormality is not known; of a multi-label organ the bit set of its classes
     report:  (B, E) float32, frozen text embedding of the report; zeros where there is none
     has_report: (B,) bool
+    negatives: (B, K, E) float32, the report with side or negation turned, zeros where there is none; None: not asked for
     """
 
     organ: str
@@ -25,19 +27,23 @@ class Batch:
     label: Tensor
     report: Tensor
     has_report: Tensor
+    negatives: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.label.shape[0])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
-        moved = {
-            k: getattr(self, k).to(device, non_blocking=non_blocking)
-            for k in ("volumes", "present", "label", "report", "has_report")
-        }
-        return replace(self, **moved)
+        return self._each(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for asynchronous copies to a GPU."""
-        pinned = {k: getattr(self, k).pin_memory() for k in ("volumes", "present", "label", "report", "has_report")}
-        return replace(self, **pinned)
+        return self._each(Tensor.pin_memory)
+
+    def rows(self, at: slice) -> Batch:
+        """Some of its records."""
+        return self._each(lambda t: t[at])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: change(value) for name, value in tensors.items()})

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from configs.schema import ConfigError, ModelConfig
 from medmap_model.vocabulary import Vocabulary
 
 _PER_NAME = {"encoders": "encoder", "projections": "projection", "heads": "head"}
@@ -18,10 +19,39 @@ class GroupError(ValueError):
     """A vector that does not fit the model; the message names the group."""
 
 
-def group_names(vocabulary: Vocabulary) -> tuple[str, ...]:
-    """Every group, in a fixed order: encoders, projections, text_projection, fusion, heads."""
+def trunks(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, str]:
+    """Modality -> the name of its encoder (`model.sharing`): its own, `shared`, or a group such as `T1+T1ce`.
+
+    Raises ConfigError for a group that names an unknown modality, or one twice.
+    """
+    if config.sharing == "shared":
+        return dict.fromkeys(vocabulary.modalities, "shared")
+    names = {m: m for m in vocabulary.modalities}
+    taken: set[str] = set()
+    for group in config.trunk_groups if config.sharing == "groups" else ():
+        # A name may contain a plus sign itself (C+A): the longest known name is taken first.
+        rest, members = group, []
+        while rest:
+            found = max((m for m in names if rest == m or rest.startswith(f"{m}+")), key=len, default=None)
+            if found is None:
+                raise ConfigError(f"model.trunk_groups={group}: '{rest}' is no modality; take {', '.join(names)}")
+            members.append(found)
+            rest = rest[len(found) + 1 :]
+        if twice := [m for m in members if m in taken]:
+            raise ConfigError(f"model.trunk_groups={group}: {twice[0]} is in two groups; name it once")
+        taken |= set(members)
+        names |= dict.fromkeys(members, group)
+    return names
+
+
+def group_names(vocabulary: Vocabulary, trunk: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Every group, in a fixed order: encoders, projections, text_projection, fusion, heads.
+
+    trunk: modality -> name of its encoder (`trunks`); None: its own.
+    """
+    trunk = trunk or {m: m for m in vocabulary.modalities}
     return (
-        *(f"encoder/{m}" for m in vocabulary.modalities),
+        *(f"encoder/{t}" for t in dict.fromkeys(trunk[m] for m in vocabulary.modalities)),
         *(f"projection/{m}" for m in vocabulary.modalities),
         *_WHOLE,
         *(f"head/{o}" for o in vocabulary.organs),
@@ -84,16 +114,27 @@ def unpack(model: nn.Module, vectors: Mapping[str, np.ndarray]) -> None:
                 start += shape.numel()
 
 
-def owned(vocabulary: Vocabulary, volumes: Mapping[str, int], studies: Mapping[str, int], stage: str) -> dict[str, int]:
+def owned(
+    vocabulary: Vocabulary,
+    volumes: Mapping[str, int],
+    studies: Mapping[str, int],
+    stage: str,
+    trunk: Mapping[str, str] | None = None,
+) -> dict[str, int]:
     """The groups that a site trains in a stage, with their weight in the average.
 
-    volumes: training volumes per modality; studies: training studies per organ. Encoders and projections weigh by
-    volumes, heads by the organ's studies, the shared groups by all studies. What has nothing behind it is not owned.
+    volumes: training volumes per modality; studies: training studies per organ; trunk: as in `group_names`. Encoders
+    and projections weigh by volumes (a shared encoder by those of all its modalities), heads by the organ's studies,
+    the shared groups by all studies. What has nothing behind it is not owned.
     """
     if stage not in ("pretrain", "finetune"):
         raise GroupError(f"stage {stage} is not known: pretrain or finetune")
     total = sum(studies.get(o, 0) for o in vocabulary.organs)
-    weights = {f"{kind}/{m}": volumes.get(m, 0) for kind in ("encoder", "projection") for m in vocabulary.modalities}
+    trunk = trunk or {m: m for m in vocabulary.modalities}
+    weights: dict[str, int] = {}
+    for m in vocabulary.modalities:
+        weights[f"encoder/{trunk[m]}"] = weights.get(f"encoder/{trunk[m]}", 0) + volumes.get(m, 0)
+    weights |= {f"projection/{m}": volumes.get(m, 0) for m in vocabulary.modalities}
     weights["text_projection"] = total
     if stage == "finetune":
         weights["fusion"] = total

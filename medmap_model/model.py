@@ -1,6 +1,7 @@
-"""MedMAP: encoders per modality, frozen text, fusion, a head per organ; batches in, losses or logits out.
+"""MedMAP: encoders of modalities, frozen text, fusion, a head per organ; batches in, losses or logits out.
 
-Shapes: B records of one organ, M modality slots, D = embed_dim, E the text embedding, P public prompts.
+Shapes: B records of one organ, M modality slots, D = embed_dim, E the text embedding, P public texts, C classes,
+N tokens per modality, W width of the fusion's tokens.
 """
 
 from __future__ import annotations
@@ -14,35 +15,48 @@ from torch.nn import functional as F
 from configs.schema import FinetuneConfig, ModelConfig, PretrainConfig
 from medmap_model import objectives
 from medmap_model.batch import Batch
-from medmap_model.encoders import build_encoder, refuse_running_statistics
-from medmap_model.fusion import Fusion, drop_modalities
-from medmap_model.groups import layout
+from medmap_model.encoders import Encoded, build_encoder, refuse_running_statistics, summary
+from medmap_model.fusion import FusionInput, build_fusion, drop_modalities, token_width
+from medmap_model.fusion.medmap import pool_tokens
+from medmap_model.groups import layout, trunks
 from medmap_model.text import TextEncoder
+from medmap_model.text.bank import PublicTexts
 from medmap_model.vocabulary import Vocabulary
 
-_OTHER_ORGAN = -2
+
+class Embedded(NamedTuple):
+    """The volumes of a batch after their encoders, zeros where absent; all that a fusion needs of them.
+
+    pooled: (B, M, D). tokens: (B, M, N, W), or None for a fusion that takes none.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None
 
 
 class Projection(nn.Module):
-    """A modality's way into the shared space, and the modality's own embedding (D,) for the fusion."""
+    """A modality's way into the shared space, and its learned embeddings: for the fusion, and for a shared encoder."""
 
-    def __init__(self, pooled_dim: int, dim: int) -> None:
+    def __init__(self, channels: int, dim: int, *, width: int, stem_channels: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(pooled_dim, dim)
+        self.linear = nn.Linear(3 * channels, dim)
         self.embedding = nn.Parameter(torch.randn(dim) * 0.02)
+        self.tokens = nn.Linear(channels, width) if width else None
+        self.stem = nn.Parameter(torch.randn(stem_channels) * 0.02) if stem_channels else None
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(B, pooled_dim) -> (B, D)."""
-        return self.linear(pooled)
+    def forward(self, encoded: Encoded) -> Tensor:
+        """Tokens and pooled vector of B volumes -> (B, D)."""
+        return self.linear(summary(encoded))
 
 
 class TextProjection(nn.Module):
-    """The trainable part of the text side, and the position of the learned temperature."""
+    """The trainable part of the text side, and the positions of the learned temperature and bias."""
 
     def __init__(self, text_dim: int, dim: int) -> None:
         super().__init__()
         self.linear = nn.Linear(text_dim, dim)
         self.temperature = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Frozen text embedding (N, E) -> (N, D)."""
@@ -50,131 +64,127 @@ class TextProjection(nn.Module):
 
 
 class MedMAP(nn.Module):
-    """Modality-aware vision-language model (arXiv 2602.23652; our reading where the paper is silent: docs).
+    """Modality-aware vision-language model (arXiv 2602.23652; our reading where the paper is silent: docs/method.md).
 
-    The text encoder is used once, for the vocabulary's public prompts and queries; it is not a part of the
-    model and never trained.
+    The text encoder is used once, for the vocabulary's public texts; it is not a part of the model and never trained.
     """
 
-    prompts: Tensor
-    prompt_labels: Tensor
-    queries: Tensor
-    class_texts: Tensor
+    texts: PublicTexts
 
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary, text: TextEncoder) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
-        dim = config.embed_dim
+        self.trunks = trunks(config, vocabulary)
+        dim, width = config.embed_dim, token_width(config.fusion, dim=config.embed_dim)
+        members = list(self.trunks.values())
         self.encoders, self.projections = nn.ModuleDict(), nn.ModuleDict()
-        for modality in vocabulary.modalities:
-            encoder = build_encoder(config.encoder)
-            self.encoders[modality] = encoder
-            self.projections[modality] = Projection(encoder.pooled_dim, dim)
+        for trunk in dict.fromkeys(members):
+            self.encoders[trunk] = build_encoder(config.encoder)
+        for modality, trunk in self.trunks.items():
+            encoder = self.encoders[trunk]
+            stem = encoder.stem_channels if members.count(trunk) > 1 else 0
+            self.projections[modality] = Projection(encoder.channels, dim, width=width, stem_channels=stem)
         self.text_projection = TextProjection(text.dim, dim)
-        self.fusion = Fusion(dim=dim, layers=config.fusion_layers, heads=config.fusion_heads, dropout=config.dropout)
+        self.fusion = build_fusion(config.fusion, dim=dim)
         self.heads = nn.ModuleDict({o.name: nn.Linear(dim, len(o.abnormalities)) for o in vocabulary.organs.values()})
-        self._embed_vocabulary(text)
+        self.texts = PublicTexts(vocabulary, text)
         refuse_running_statistics(self)
-
-    def _embed_vocabulary(self, text: TextEncoder) -> None:
-        """Buffers: prompts (P, E), and per organ prompt_labels (P,), queries (E,), class_texts (C max, E)."""
-        organs = list(self.vocabulary.organs.values())
-        self._index = {o.name: i for i, o in enumerate(organs)}
-        bank = [(i, c, t) for i, o in enumerate(organs) for c, ts in enumerate(o.prompts.values()) for t in ts]
-        prompts = text.embed([t for _, _, t in bank])
-        labels = torch.full((len(organs), len(bank)), _OTHER_ORGAN)
-        for p, (i, c, _) in enumerate(bank):
-            labels[i, p] = c
-        widest = max(len(o.abnormalities) for o in organs)
-        means = torch.zeros(len(organs), widest, text.dim)
-        for i, o in enumerate(organs):
-            for c in range(len(o.abnormalities)):
-                means[i, c] = prompts[labels[i] == c].mean(0)
-        self.register_buffer("prompts", prompts, persistent=False)
-        self.register_buffer("prompt_labels", labels, persistent=False)
-        self.register_buffer("queries", text.embed([o.query for o in organs]), persistent=False)
-        self.register_buffer("class_texts", means, persistent=False)
 
     def slots(self, organ: str) -> tuple[str, ...]:
         """The modalities of an organ's slots, in order. Raises KeyError for an organ the vocabulary lacks."""
         return self.vocabulary.organs[organ].modalities
 
-    def encode(self, volumes: Tensor, present: Tensor, organ: str) -> Tensor:
-        """(B, M, D, H, W), (B, M) bool -> (B, M, embed_dim); zeros where absent, which is never computed."""
-        b, m = present.shape
-        where = present.cpu()  # one wait for a GPU, not one per slot
-        rows, parts = [], []
-        for slot, modality in enumerate(self.slots(organ)):
-            index = where[:, slot].nonzero()[:, 0].to(volumes.device)
-            if len(index) == 0:
-                continue
-            volume = volumes[:, slot : slot + 1]
-            if len(index) < b:
-                volume = volume.index_select(0, index)
-            parts.append(self.projections[modality](self.encoders[modality](volume).pooled))
-            rows.append(index * m + slot)
-        if not parts:
-            return volumes.new_zeros(b, m, self.config.embed_dim)
-        found = torch.cat(parts)
-        empty = found.new_zeros(b * m, self.config.embed_dim)
-        return empty.index_copy(0, torch.cat(rows), found).view(b, m, -1)
+    def encode(self, volumes: Tensor, present: Tensor, organ: str) -> Embedded:
+        """(B, M, D, H, W), (B, M) bool -> `Embedded`; what is absent is never computed.
 
-    def pretrain_loss(self, batch: Batch, config: PretrainConfig) -> dict[str, Tensor]:
-        """Stage 1: `objectives.asymmetric_contrast` of images with in-batch reports and the public prompts.
-
-        Every present modality is an image, and so is the mean over them. Terms: loss (the only one with a gradient),
-        image_to_reports, image_to_prompts, reports_to_image, temperature. A term without any positive is 0.
+        Volumes whose modalities share an encoder pass through it together.
         """
-        embedding = self.encode(batch.volumes, batch.present, batch.organ)
-        with torch.autocast(embedding.device.type, enabled=False):
-            image, valid = self._images(embedding.float(), batch.present)
-            raw = torch.cat([batch.report.float(), self.prompts])
-            report, prompt = F.normalize(self.text_projection(raw), dim=1).split([len(batch), len(self.prompts)])
-            tau = self._temperature(config)
-            terms = objectives.asymmetric_contrast(
-                image,
-                valid,
-                self._reports(batch, report, config),
-                self._prompts(batch, prompt, config) if config.prompt_bank else None,
-                tau,
-                share=config.image_to_text,
-            )
-        return {"loss": terms.pop("loss"), **_detached(terms | {"temperature": tau})}
+        b, m = present.shape
+        slots = self.slots(organ)
+        where = present.cpu()  # one wait for a GPU, not one per slot
+        rows: list[Tensor] = []
+        pooled: list[Tensor] = []
+        tokens: list[Tensor] = []
+        for trunk in dict.fromkeys(self.trunks[s] for s in slots):
+            mine = [i for i, s in enumerate(slots) if self.trunks[s] == trunk]
+            found = {i: index.to(volumes.device) for i in mine if len(index := where[:, i].nonzero()[:, 0])}
+            if not found:
+                continue
+            encoded = self._through(trunk, volumes, {slots[i]: (i, index) for i, index in found.items()})
+            at = 0
+            for i, index in found.items():
+                projection = self._projection(slots[i])
+                part = Encoded(*(t[at : at + len(index)] for t in encoded))
+                at += len(index)
+                rows.append(index * m + i)
+                pooled.append(projection(part))
+                if projection.tokens is not None:
+                    tokens.append(projection.tokens(pool_tokens(part.tokens, self.config.fusion.tokens)))
+        if not rows:
+            return self._nothing(volumes, b, m)
+        order = torch.cat(rows)
+        return Embedded(
+            _placed(torch.cat(pooled), order, b, m), _placed(torch.cat(tokens), order, b, m) if tokens else None
+        )
 
-    @staticmethod
-    def _images(embedding: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, M, D), (B, M) -> unit vectors (B, M + 1, D) and validity (B, M + 1); the last is the mean."""
+    def _through(self, trunk: str, volumes: Tensor, found: dict[str, tuple[int, Tensor]]) -> Encoded:
+        """All volumes of an encoder's modalities, one modality after the other."""
+        parts, told = [], []
+        for modality, (slot, index) in found.items():
+            volume = volumes[:, slot : slot + 1]
+            parts.append(volume if len(index) == len(volumes) else volume.index_select(0, index))
+            stem = self._projection(modality).stem
+            if stem is not None:
+                told.append(stem.expand(len(index), -1))
+        volume = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self.encoders[trunk](volume, torch.cat(told)) if told else self.encoders[trunk](volume)
+
+    def _nothing(self, volumes: Tensor, b: int, m: int) -> Embedded:
+        width = token_width(self.config.fusion, dim=self.config.embed_dim)
+        tokens = volumes.new_zeros(b, m, 1, width) if width else None
+        return Embedded(volumes.new_zeros(b, m, self.config.embed_dim), tokens)
+
+    def image_embeddings(self, embedded: Embedded, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors (B, M + 1, D) in the space shared with texts, and which are valid (B, M + 1); the last is the mean."""
+        pooled = embedded.pooled.float()
         count = present.sum(1)[:, None, None].clamp(min=1)
-        mean = embedding.sum(1, keepdim=True) / count
+        mean = pooled.sum(1, keepdim=True) / count
         valid = torch.cat([present, present.any(1, keepdim=True)], 1)
-        return F.normalize(torch.cat([embedding, mean], 1), dim=2), valid
+        return F.normalize(torch.cat([pooled, mean], 1), dim=2), valid
 
-    def _temperature(self, config: PretrainConfig) -> Tensor:
+    def text_embeddings(self, embedding: Tensor) -> Tensor:
+        """Frozen text embeddings (..., E) -> unit vectors (..., D) in the space shared with images."""
+        return F.normalize(self.text_projection(embedding.float()), dim=-1)
+
+    def class_embeddings(self, organ: str) -> Tensor:
+        """(C, D) unit vectors: each class's prompt ensemble, the mean over its prompts' unit vectors."""
+        bank = self.texts.bank(organ, "prompts")
+        each = self.text_embeddings(bank.embedding)
+        classes = range(len(self.vocabulary.organs[organ].abnormalities))
+        return F.normalize(torch.stack([each[bank.label == c].mean(0) for c in classes]), dim=1)
+
+    def sharpness(self, config: PretrainConfig) -> objectives.Sharpness:
+        """The learned temperature, within the bounds of the settings, and bias."""
         low, high = config.temperature_bounds
-        position = self.text_projection.temperature
-        return objectives.bounded_temperature(position, start=config.temperature, bounds=(low, high))
-
-    @staticmethod
-    def _reports(batch: Batch, projected: Tensor, config: PretrainConfig) -> objectives.Texts:
-        """The batch's own reports: (B, D)."""
-        positive = objectives.report_positives(
-            batch.label, batch.report, batch.has_report, positives=config.positives, same_text=config.same_text
+        tau = objectives.bounded_temperature(
+            self.text_projection.temperature, start=config.temperature, bounds=(low, high)
         )
-        return objectives.Texts(projected, positive, batch.has_report)
+        return objectives.Sharpness(tau, self.text_projection.bias)
 
-    def _prompts(self, batch: Batch, projected: Tensor, config: PretrainConfig) -> objectives.Texts:
-        """The vocabulary's public prompts, of this organ and (always negative) of the others: (P, D)."""
-        labels = self.prompt_labels[self._index[batch.organ]]
-        positive = objectives.prompt_positives(
-            batch.label,
-            batch.report,
-            batch.has_report,
-            self.prompts,
-            labels,
-            positives=config.positives,
-            same_text=config.same_text,
-        )
-        return objectives.Texts(projected, positive, torch.ones_like(labels, dtype=torch.bool))
+    def pretrain_loss(
+        self, batch: Batch, config: PretrainConfig, *, queue: objectives.Queue | None = None
+    ) -> dict[str, Tensor]:
+        """Stage 1: the objective that `config.objective` names, with whatever other terms it asks for.
+
+        Every present modality is an image, and so is the mean over them; texts are the batch's reports and the public
+        bank. queue: past records of this round as further candidates. The term `loss` alone has a gradient.
+        """
+        embedded = self.encode(batch.volumes, batch.present, batch.organ)
+        with torch.autocast(batch.volumes.device.type, enabled=False):
+            image, valid = self.image_embeddings(embedded, batch.present)
+            sharpness = self.sharpness(config)
+            terms = objectives.pretrain(self, batch, image, valid, sharpness, config, queue)
+        return {"loss": terms.pop("loss"), **_detached(terms | {"temperature": sharpness.temperature})}
 
     def finetune_loss(self, batch: Batch, config: FinetuneConfig, *, progress: float) -> dict[str, Tensor]:
         """Stage 2: loss = w * supervised + (1 - w) * alignment, w = `supervised_share` of progress.
@@ -183,29 +193,47 @@ class MedMAP(nn.Module):
         with a gradient), supervised, alignment.
         """
         present = drop_modalities(batch.present, rate=config.modality_dropout)
-        feature = self.fuse(batch.volumes, present, batch.organ)
-        supervised = objectives.cross_entropy(
-            self.heads[batch.organ](feature).float(), batch.label, smoothing=config.label_smoothing
-        )
+        feature = self.fuse(self.encode(batch.volumes, present, batch.organ), present, batch.organ)
+        organ = self.vocabulary.organs[batch.organ]
+        supervised = objectives.supervised(self.classify(feature, batch.organ).float(), batch.label, organ, config)
         share = objectives.supervised_share(progress, floor=config.supervised_floor)
-        texts = self.text_projection(self.class_texts[self._index[batch.organ]])
-        aligned = objectives.alignment(feature.float(), texts.float()[batch.label.clamp(min=0)], batch.label)
-        loss = share * supervised + (1 - share) * aligned
-        return {"loss": loss, **_detached({"supervised": supervised, "alignment": aligned})}
+        texts = self.text_projection(self.texts.of_labels(batch.label, batch.organ)).float()
+        aligned = objectives.alignment(feature.float(), texts, batch.label)
+        loss = share * supervised["loss"] + (1 - share) * aligned["loss"]
+        terms = {"supervised": supervised["loss"], "alignment": aligned["loss"]}
+        return {"loss": loss, **_detached(terms)}
 
     def _projection(self, modality: str) -> Projection:
         return cast(Projection, self.projections[modality])
 
-    def fuse(self, volumes: Tensor, present: Tensor, organ: str) -> Tensor:
-        """(B, M, D, H, W), (B, M) bool -> fused feature (B, embed_dim), guided by the organ's query."""
-        embedding = self.encode(volumes, present, organ)
+    def fuse(self, embedded: Embedded, present: Tensor, organ: str) -> Tensor:
+        """`Embedded`, (B, M) bool -> fused feature (B, D), guided by the organ's class-independent texts.
+
+        present may hide more than was encoded: the fusion alone is then run again (`evaluation.missing`).
+        """
         modality = torch.stack([self._projection(m).embedding for m in self.slots(organ)])
-        query = self.text_projection(self.queries[self._index[organ]])
-        return self.fusion(embedding, present, modality, query)
+        query, modality_text = self.texts.query(organ), self.texts.modalities(organ)
+        projected = self.text_projection(torch.cat([query[None], modality_text]))
+        return self.fusion(FusionInput(*embedded, present, modality, projected[1:], projected[0]))
+
+    def classify(self, feature: Tensor, organ: str) -> Tensor:
+        """Fused feature (B, D) -> logits (B, C)."""
+        return self.heads[organ](feature)
 
     def logits(self, batch: Batch) -> Tensor:
-        """(B, classes of the organ). Only the volumes and the organ's class-independent query enter."""
-        return self.heads[batch.organ](self.fuse(batch.volumes, batch.present, batch.organ))
+        """(B, C). Only the volumes and the organ's class-independent texts enter."""
+        embedded = self.encode(batch.volumes, batch.present, batch.organ)
+        return self.classify(self.fuse(embedded, batch.present, batch.organ), batch.organ)
+
+    def probabilities(self, logits: Tensor, organ: str) -> Tensor:
+        """(B, C) logits -> probabilities: over the classes, or of each class for a multi-label organ."""
+        return logits.sigmoid() if self.vocabulary.organs[organ].multi_label else logits.softmax(1)
+
+
+def _placed(found: Tensor, order: Tensor, b: int, m: int) -> Tensor:
+    """Rows (R, ...) at places `order` of a flat (B M, ...) that is zero elsewhere -> (B, M, ...)."""
+    empty = found.new_zeros(b * m, *found.shape[1:])
+    return empty.index_copy(0, order, found).unflatten(0, (b, m))
 
 
 def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ def federate(
     folder: receives `checkpoints/` and `metrics.jsonl`; a checkpoint in it is resumed from.
     """
     from configs import from_json, load_vocabulary
-    from medmap_model.groups import group_names, layout, pack
+    from medmap_model.groups import layout, pack
     from medmap_model.model import build_model
     from medmap_model.text import build_text_encoder
     from server.rounds import Federation
@@ -44,12 +44,13 @@ def federate(
     config = from_json(config_json)
     vocabulary, text = load_vocabulary(config.data.vocabulary), build_text_encoder(config.text)
     model = build_model(config.model, vocabulary, text, seed=config.seed)
+    plan = layout(model)
     federation = Federation(
         grid,
         config,
         vocabulary,
-        initial=pack(model, group_names(vocabulary)),
-        layout=layout(model),
+        initial=pack(model, plan),
+        layout=plan,
         text_hash=text.hash,
         folder=folder,
         condition=condition,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
@@ -78,13 +78,16 @@ def _unfit(card: Card, ours: dict[str, object]) -> str | None:
     return None
 
 
-def shares(member: Member, vocabulary: Vocabulary, stage: str, *, naive: bool) -> dict[str, int]:
+def shares(
+    member: Member, vocabulary: Vocabulary, stage: str, *, naive: bool, trunk: Mapping[str, str] | None = None
+) -> dict[str, int]:
     """Module groups that a site receives and returns in a stage, with their weight in the average.
 
-    naive: every group to everyone, weighted by all the site's volumes; a group it does not own comes back unchanged.
+    trunk: modality -> its encoder's name (`groups.trunks`). naive: every group to everyone, weighted by all the site's volumes; a group it does not own comes back unchanged.
     """
-    mine = owned(vocabulary, member.card.volumes, member.card.studies, stage)
+    mine = owned(vocabulary, member.card.volumes, member.card.studies, stage, trunk)
     if not naive or not mine:
         return mine
-    everything = owned(vocabulary, dict.fromkeys(vocabulary.modalities, 1), dict.fromkeys(vocabulary.organs, 1), stage)
+    one_each = dict.fromkeys(vocabulary.modalities, 1), dict.fromkeys(vocabulary.organs, 1)
+    everything = owned(vocabulary, *one_each, stage, trunk)
     return dict.fromkeys(everything, sum(member.card.volumes.values()))

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 
 from configs.schema import Config, OptimConfig
 from medmap_model.contract import STAGES, Task
+from medmap_model.groups import trunks
 from medmap_model.vocabulary import Vocabulary
 from server import checkpoint, exchange
 from server.aggregation import Aggregator, UpdateRefused, Vectors
@@ -130,7 +131,8 @@ class Federation:
     def _shares(self, members: list[Member], stage: str) -> dict[int, dict[str, int]]:
         """Node -> the groups it receives and returns, with their weight."""
         naive = self.config.strategy.kind == "naive"
-        return {m.node: shares(m, self.vocabulary, stage, naive=naive) for m in members}
+        trunk = trunks(self.config.model, self.vocabulary)
+        return {m.node: shares(m, self.vocabulary, stage, naive=naive, trunk=trunk) for m in members}
 
     def _run_stage(self, stage: str, members: list[Member]) -> None:
         settings: OptimConfig = getattr(self.config.stage, stage)

@@ -97,7 +97,7 @@ def test_fedprox_holds_the_update_back(east):
 def test_gradient_accumulation_matches_the_whole_batch(east):
     """With dropout off and a loss that is a mean over patients, parts add up to the whole."""
     off = (
-        "model.dropout=0",
+        "model.fusion.dropout=0",
         "stage.finetune.modality_dropout=0",
         "stage.finetune.epochs=1",
         "data.augment.flip=false",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from configs.schema import EncoderConfig, ModelConfig, TextConfig
+from configs.schema import EncoderConfig, FusionConfig, ModelConfig, TextConfig
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP, build_model
 from medmap_model.text import TextEncoder, build_text_encoder
@@ -42,7 +42,7 @@ def text() -> TextEncoder:
 
 @pytest.fixture(scope="session")
 def model_config() -> ModelConfig:
-    return ModelConfig(encoder=EncoderConfig(width=8), embed_dim=16, fusion_heads=2)
+    return ModelConfig(encoder=EncoderConfig(width=8), embed_dim=16, fusion=FusionConfig(heads=2))
 
 
 @pytest.fixture

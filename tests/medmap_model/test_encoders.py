@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from configs.schema import EncoderConfig
-from medmap_model.encoders import ModelError, build_encoder, pool, refuse_running_statistics
+from medmap_model.encoders import Encoded, ModelError, build_encoder, refuse_running_statistics, summary
 
 
 @pytest.mark.parametrize("size", [8, 16, 24, 27])
@@ -18,7 +18,7 @@ def test_conv_shapes(size: int, blocks: list[int]) -> None:
     out = encoder(torch.randn(2, 1, size, size, size))
     assert out.tokens.shape[::2] == (2, encoder.channels)
     assert encoder.channels == 16 * 2 ** len(blocks)
-    assert out.pooled.shape == (2, encoder.pooled_dim)
+    assert out.pooled.shape == (2, encoder.channels)
     assert out.pooled.isfinite().all()
 
 
@@ -28,7 +28,7 @@ def test_swin_unetr_learns_and_its_last_map_is_not_normalised() -> None:
     volume = torch.randn(1, 1, 24, 24, 24)
     out = encoder(volume)
     assert out.tokens.shape == (1, 1, 192)
-    assert out.pooled.shape == (1, encoder.pooled_dim) == (1, 3 * 192)
+    assert out.pooled.shape == (1, encoder.channels) == (1, 192)
     assert out.tokens[0, 0].var().item() != pytest.approx(1, abs=1e-2)
     out.pooled.square().sum().backward()
     without = [n for n, p in encoder.named_parameters() if p.grad is None]
@@ -66,10 +66,11 @@ def test_running_statistics_are_refused(layer: nn.Module) -> None:
 
 def test_pooling_by_hand() -> None:
     tokens = torch.tensor([[[1.0, 0.0], [3.0, 0.0]]])
-    assert pool(tokens)[0, :4].tolist() == [2, 0, 3, 0]
-    assert pool(tokens)[0, 4:].tolist() == pytest.approx([1, 0], abs=4e-3)
+    got = summary(Encoded(tokens, tokens.mean(1)))[0]
+    assert got[:4].tolist() == [2, 0, 3, 0]
+    assert got[4:].tolist() == pytest.approx([1, 0], abs=4e-3)
     flat = torch.zeros(1, 5, 2, requires_grad=True)  # a dead channel
-    pool(flat).sum().backward()
+    summary(Encoded(flat, flat.mean(1))).sum().backward()
     assert flat.grad is not None
     assert flat.grad.isfinite().all()
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.func import functional_call, grad
 
-from configs.schema import EncoderConfig, FinetuneConfig, ModelConfig, PretrainConfig
+from configs.schema import EncoderConfig, FinetuneConfig, FusionConfig, ModelConfig, PretrainConfig
 from medmap_model.batch import Batch
 from medmap_model.encoders import ModelError
-from medmap_model.fusion import Fusion, drop_modalities
+from medmap_model.fusion import FusionInput, build_fusion, drop_modalities
 from medmap_model.model import MedMAP, build_model
 
 Make = Callable[..., Batch]
@@ -62,7 +62,7 @@ def test_absent_modalities_get_no_gradient_and_are_never_computed(
 ) -> None:
     monkeypatch.setattr(model.encoders["C-pre"], "forward", lambda volume: pytest.fail("computed"))
     batch = make_batch("liver", [[1, 1, 0], [1, 0, 0]])
-    embedding = model.encode(batch.volumes, batch.present, "liver")
+    embedding = model.encode(batch.volumes, batch.present, "liver").pooled
     assert embedding.shape == (2, 3, 16)
     assert embedding[~batch.present].abs().sum() == 0
     model.pretrain_loss(batch, PretrainConfig())["loss"].backward()
@@ -73,9 +73,9 @@ def test_absent_modalities_get_no_gradient_and_are_never_computed(
 
 def test_a_volume_is_encoded_alike_alone_and_in_a_batch(model: MedMAP, make_batch: Make) -> None:
     batch = make_batch("liver", SOME)
-    together = model.encode(batch.volumes, batch.present, "liver")
+    together = model.encode(batch.volumes, batch.present, "liver").pooled
     for i in range(4):
-        alone = model.encode(batch.volumes[i : i + 1], batch.present[i : i + 1], "liver")
+        alone = model.encode(batch.volumes[i : i + 1], batch.present[i : i + 1], "liver").pooled
         assert torch.allclose(together[i], alone[0], atol=1e-5)
 
 
@@ -83,8 +83,8 @@ def test_organs_that_name_the_same_modality_share_its_encoder(model: MedMAP, mak
     brain, liver = make_batch("brain", [[1, 0]] * 2), make_batch("liver", [[1, 0, 0]] * 2)
     volumes = liver.volumes.clone()
     volumes[:, 0] = brain.volumes[:, 0]
-    a = model.encode(brain.volumes, brain.present, "brain")[:, 0]
-    b = model.encode(volumes, liver.present, "liver")[:, 0]
+    a = model.encode(brain.volumes, brain.present, "brain").pooled[:, 0]
+    b = model.encode(volumes, liver.present, "liver").pooled[:, 0]
     assert torch.equal(a, b)
 
 
@@ -98,12 +98,12 @@ def test_the_label_and_the_report_never_enter_the_prediction(model: MedMAP, make
         has_report=torch.zeros_like(batch.has_report),
     )
     assert torch.equal(model.logits(batch), model.logits(other))
-    assert not torch.equal(model.queries[0], model.queries[1])
+    assert not torch.equal(model.texts.query("brain"), model.texts.query("liver"))
 
 
 def test_text_stays_frozen(model: MedMAP, make_batch: Make) -> None:
     batch = make_batch("liver", SOME)
-    assert not any(k.startswith(("prompts", "queries", "class_texts")) for k in model.state_dict())
+    assert not any(k.startswith("texts") for k in model.state_dict())
     assert not any(b.requires_grad for b in model.buffers())
     for loss in (
         model.pretrain_loss(batch, PretrainConfig()),
@@ -120,7 +120,7 @@ def test_alignment_does_not_train_the_text_it_aims_at(model: MedMAP, make_batch:
     batch = make_batch("liver", SOME)
     terms = model.finetune_loss(batch, replace(NO_DROPOUT, supervised_floor=0.0), progress=1.0)
     terms["loss"].backward()
-    query = model.queries[model._index["liver"]]
+    query = model.texts.query("liver")
     gradient = model.text_projection.linear.weight.grad
     assert gradient is not None  # through the query alone: an outer product with the query's embedding
     direction = torch.outer(gradient @ query, query) / query.square().sum()
@@ -144,11 +144,11 @@ def test_terms_add_up(model: MedMAP, make_batch: Make) -> None:
     batch = make_batch("liver", SOME)
     config = PretrainConfig(image_to_text=0.6)
     t = model.pretrain_loss(batch, config)
-    forward = (t["image_to_reports"] + t["image_to_prompts"]) / 2
+    forward = (t["image_to_reports"] + t["image_to_bank"]) / 2
     assert t["loss"].item() == pytest.approx((0.6 * forward + 0.4 * t["reports_to_image"]).item())
     assert t["temperature"].item() == pytest.approx(0.1)
-    without = model.pretrain_loss(batch, replace(config, prompt_bank=False))
-    assert "image_to_prompts" not in without
+    without = model.pretrain_loss(batch, replace(config, bank="none"))
+    assert "image_to_bank" not in without
     f = model.eval().finetune_loss(batch, NO_DROPOUT, progress=1.0)
     assert f["loss"].item() == pytest.approx((0.5 * f["supervised"] + 0.5 * f["alignment"]).item())
     assert all(v.ndim == 0 for v in {**t, **f}.values())
@@ -173,7 +173,7 @@ def test_a_study_without_any_volume_is_harmless(model: MedMAP, make_batch: Make)
     assert model.logits(batch).isfinite().all()
     model.pretrain_loss(batch, PretrainConfig())["loss"].backward()
     none = make_batch("liver", [[0, 0, 0]] * 2)
-    assert model.encode(none.volumes, none.present, "liver").abs().sum() == 0
+    assert model.encode(none.volumes, none.present, "liver").pooled.abs().sum() == 0
     assert model.logits(none).isfinite().all()
 
 
@@ -190,17 +190,21 @@ def test_modality_dropout_hides_but_never_everything() -> None:
     assert torch.equal(kept, drop_modalities(present, rate=0.5))
 
 
-def test_fusion_listens_to_the_query_and_to_which_modalities_are_there() -> None:
+@pytest.mark.parametrize("kind", ["compact", "medmap"])
+def test_fusion_listens_to_the_query_and_to_which_modalities_are_there(kind: str) -> None:
     torch.manual_seed(0)
-    fusion = Fusion(dim=16, layers=1, heads=2, dropout=0.0)
-    z, modality, query = torch.randn(1, 3, 16), torch.randn(3, 16), torch.randn(16)
+    fusion = build_fusion(FusionConfig(kind=kind, heads=2, dropout=0.0), dim=16)
+    z, tokens = torch.randn(1, 3, 16), torch.randn(1, 3, 8, 16)
+    modality, words, query = torch.randn(3, 16), torch.randn(3, 16), torch.randn(16)
     present = torch.tensor([[True, True, False]])
-    out = fusion(z, present, modality, query)
+    given = FusionInput(z, tokens, present, modality, words, query)
+    out = fusion(given)
     assert out.shape == (1, 16)
-    assert not torch.allclose(out, fusion(z, present, modality, -query), atol=1e-3)
-    assert not torch.allclose(out, fusion(z, torch.tensor([[True, False, True]]), modality, query), atol=1e-3)
+    assert not torch.allclose(out, fusion(given._replace(query=-query)), atol=1e-3)
+    other = torch.tensor([[True, False, True]])
+    assert not torch.allclose(out, fusion(given._replace(present=other)), atol=1e-3)
     with pytest.raises(ModelError, match="embed_dim=10"):
-        Fusion(dim=10, layers=1, heads=4, dropout=0.0)
+        build_fusion(FusionConfig(kind=kind, heads=4), dim=10)
 
 
 def test_losses_work_under_functional_call(model: MedMAP, make_batch: Make) -> None:
@@ -262,7 +266,7 @@ def test_both_stages_learn(vocabulary, text, model_config: ModelConfig, make_bat
 
 
 def test_swin_model_trains(vocabulary, text, make_batch: Make) -> None:
-    config = ModelConfig(encoder=EncoderConfig(kind="swin_unetr", width=12), embed_dim=16, fusion_heads=2)
+    config = ModelConfig(encoder=EncoderConfig(kind="swin_unetr", width=12), embed_dim=16, fusion=FusionConfig(heads=2))
     model = build_model(config, vocabulary, text, seed=0)
     batch = make_batch("brain", [[1, 0], [1, 1]])
     model.finetune_loss(batch, FinetuneConfig(), progress=0.5)["loss"].backward()

@@ -164,7 +164,7 @@ def test_alignment_by_hand_and_its_target_gets_no_gradient() -> None:
     target = torch.tensor([[1.0, 0.0], [0.0, 9.0]], requires_grad=True)
     p = E / (E + 1 / E)  # [1, 0] normalised is [1, -1]
     by_hand = p * math.log(p / 0.5) + (1 - p) * math.log((1 - p) / 0.5)
-    loss = o.alignment(feature, target, torch.tensor([0, -1]))
+    loss = o.alignment(feature, target, torch.tensor([0, -1]))["loss"]
     assert loss.item() == pytest.approx(by_hand, abs=1e-4)
     loss.backward()
     assert target.grad is None
@@ -172,5 +172,5 @@ def test_alignment_by_hand_and_its_target_gets_no_gradient() -> None:
     assert feature.grad[0].abs().sum() > 0
     assert feature.grad[1].abs().sum() == 0
     scaled = torch.nn.functional.layer_norm(target, (2,))
-    assert o.alignment(scaled, 0.01 * target, torch.tensor([0, 1])).item() == pytest.approx(0, abs=0.05)
-    assert o.alignment(scaled, target, torch.tensor([0, 1])).item() == pytest.approx(0, abs=1e-6)
+    assert o.alignment(scaled, 0.01 * target, torch.tensor([0, 1]))["loss"].item() == pytest.approx(0, abs=0.05)
+    assert o.alignment(scaled, target, torch.tensor([0, 1]))["loss"].item() == pytest.approx(0, abs=1e-6)

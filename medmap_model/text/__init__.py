@@ -1,0 +1,21 @@
+"""The frozen, shared text side: encoders of text, and the public texts that a vocabulary gives."""
+
+from medmap_model.text.encoder import (
+    PACKAGED,
+    HashEncoder,
+    TextEncoder,
+    TextEncoderError,
+    TransformerEncoder,
+    build_text_encoder,
+    model_folder,
+)
+
+__all__ = [
+    "PACKAGED",
+    "HashEncoder",
+    "TextEncoder",
+    "TextEncoderError",
+    "TransformerEncoder",
+    "build_text_encoder",
+    "model_folder",
+]
