@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from configs.schema import FinetuneConfig, ModelConfig, PretrainConfig
 from medmap_model import objectives
 from medmap_model.batch import Batch
-from medmap_model.encoders import Encoded, build_encoder, refuse_running_statistics, summary
+from medmap_model.encoders import Encoded, Encoder, build_encoder, refuse_running_statistics, summary
 from medmap_model.fusion import FusionInput, build_fusion, drop_modalities, token_width
 from medmap_model.fusion.medmap import pool_tokens
 from medmap_model.groups import layout, trunks
@@ -81,7 +81,7 @@ class MedMAP(nn.Module):
         for trunk in dict.fromkeys(members):
             self.encoders[trunk] = build_encoder(config.encoder)
         for modality, trunk in self.trunks.items():
-            encoder = self.encoders[trunk]
+            encoder = cast(Encoder, self.encoders[trunk])
             stem = encoder.stem_channels if members.count(trunk) > 1 else 0
             self.projections[modality] = Projection(encoder.channels, dim, width=width, stem_channels=stem)
         self.text_projection = TextProjection(text.dim, dim)

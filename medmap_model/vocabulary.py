@@ -110,11 +110,9 @@ def _organ(name: str, body: Mapping[str, Any]) -> Organ:
         raise VocabularyError(f"{where}.modalities: a name may not contain '.' or '/': {modalities}")
     if unknown := sorted(set(attributes) - set(prompts)):
         raise VocabularyError(f"{where}.attributes.{unknown[0]} is no abnormality; take one of {', '.join(prompts)}")
-    for key, used in (
-        *((f"attributes.{c}", by_modality) for c, by_modality in attributes.items()),
-        ("modality_texts", texts),
-    ):
-        if unknown := sorted(set(used) - set(modalities)):
+    named = {f"attributes.{c}": set(by_modality) for c, by_modality in attributes.items()}
+    for key, used in (named | {"modality_texts": set(texts)}).items():
+        if unknown := sorted(used - set(modalities)):
             raise VocabularyError(f"{where}.{key}.{unknown[0]} is no modality; take one of {', '.join(modalities)}")
     multi_label = bool(body.get("multi_label", False))
     if multi_label and (len(prompts) > 62 or any(";" in c for c in prompts)):

@@ -83,7 +83,8 @@ def shares(
 ) -> dict[str, int]:
     """Module groups that a site receives and returns in a stage, with their weight in the average.
 
-    trunk: modality -> its encoder's name (`groups.trunks`). naive: every group to everyone, weighted by all the site's volumes; a group it does not own comes back unchanged.
+    trunk: modality -> its encoder's name (`groups.trunks`). naive: every group to everyone, weighted by all the site's
+    volumes; a group it does not own comes back unchanged.
     """
     mine = owned(vocabulary, member.card.volumes, member.card.studies, stage, trunk)
     if not naive or not mine:

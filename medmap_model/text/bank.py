@@ -31,6 +31,13 @@ class Bank(NamedTuple):
 class PublicTexts(nn.Module):
     """Prompts and attributes of every class, the query of every organ and the text of every modality."""
 
+    embedding: Tensor
+    _organ: Tensor
+    _label: Tensor
+    _slot: Tensor
+    _queries: Tensor
+    _modalities: Tensor
+
     def __init__(self, vocabulary: Vocabulary, text: TextEncoder) -> None:
         super().__init__()
         organs = list(vocabulary.organs.values())
