@@ -139,6 +139,26 @@ class MedMAP(nn.Module):
         volume = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.encoders[trunk](volume, torch.cat(told)) if told else self.encoders[trunk](volume)
 
+    def encode_dense(self, volumes: Tensor, present: Tensor, organ: str) -> Embedded:
+        """As `encode`, but every slot is computed and absent ones are zeroed: no shape depends on `present`.
+
+        What `torch.func.vmap` and an exported graph need. Costs as much as if all modalities were there.
+        """
+        b, m = present.shape
+        shown = present[:, :, None, None, None]
+        volumes = torch.where(shown, volumes, torch.zeros_like(volumes))  # not a product: 0 * nan is nan
+        pooled, tokens = [], []
+        for slot, modality in enumerate(self.slots(organ)):
+            projection, encoder = self._projection(modality), self.encoders[self.trunks[modality]]
+            told = () if projection.stem is None else (projection.stem.expand(b, -1),)
+            encoded = encoder(volumes[:, slot : slot + 1], *told)
+            here = present[:, slot : slot + 1]
+            pooled.append(projection(encoded) * here)
+            if projection.tokens is not None:
+                part = projection.tokens(pool_tokens(encoded.tokens, self.config.fusion.tokens))
+                tokens.append(part * here[..., None])
+        return Embedded(torch.stack(pooled, 1), torch.stack(tokens, 1) if tokens else None)
+
     def _nothing(self, volumes: Tensor, b: int, m: int) -> Embedded:
         width = token_width(self.config.fusion, dim=self.config.embed_dim)
         tokens = volumes.new_zeros(b, m, 1, width) if width else None

@@ -40,9 +40,9 @@ def text() -> TextEncoder:
     return build_text_encoder(TextConfig(kind="hash", dim=32))
 
 
-@pytest.fixture(scope="session")
-def model_config() -> ModelConfig:
-    return ModelConfig(encoder=EncoderConfig(width=8), embed_dim=16, fusion=FusionConfig(heads=2))
+@pytest.fixture(scope="session", params=["compact", "medmap"])
+def model_config(request: pytest.FixtureRequest) -> ModelConfig:
+    return ModelConfig(encoder=EncoderConfig(width=8), embed_dim=16, fusion=FusionConfig(kind=request.param, heads=2))
 
 
 @pytest.fixture

@@ -79,6 +79,17 @@ def test_a_volume_is_encoded_alike_alone_and_in_a_batch(model: MedMAP, make_batc
         assert torch.allclose(together[i], alone[0], atol=1e-5)
 
 
+def test_dense_encoding_equals_the_sparse_one(model: MedMAP, make_batch: Make) -> None:
+    batch = make_batch("liver", SOME)
+    volumes = batch.volumes.clone()
+    volumes[~batch.present] = float("nan")
+    sparse = model.encode(batch.volumes, batch.present, "liver")
+    dense = model.encode_dense(volumes, batch.present, "liver")
+    for a, b in zip(sparse, dense, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b, atol=1e-5)
+
+
 def test_organs_that_name_the_same_modality_share_its_encoder(model: MedMAP, make_batch: Make) -> None:
     brain, liver = make_batch("brain", [[1, 0]] * 2), make_batch("liver", [[1, 0, 0]] * 2)
     volumes = liver.volumes.clone()
@@ -120,11 +131,13 @@ def test_alignment_does_not_train_the_text_it_aims_at(model: MedMAP, make_batch:
     batch = make_batch("liver", SOME)
     terms = model.finetune_loss(batch, replace(NO_DROPOUT, supervised_floor=0.0), progress=1.0)
     terms["loss"].backward()
-    query = model.texts.query("liver")
     gradient = model.text_projection.linear.weight.grad
-    assert gradient is not None  # through the query alone: an outer product with the query's embedding
-    direction = torch.outer(gradient @ query, query) / query.square().sum()
-    assert torch.allclose(gradient, direction, atol=1e-7)
+    assert gradient is not None
+    entered = torch.cat([model.texts.query("liver")[None], model.texts.modalities("liver")])
+    basis = torch.linalg.qr(entered.T).Q  # the gradient is a sum of outer products with the texts that entered
+    assert torch.allclose(gradient, gradient @ basis @ basis.T, atol=1e-7)
+    aim = model.texts.of_labels(batch.label, "liver")
+    assert (aim - aim @ basis @ basis.T).norm() > 0.1  # which the label's own text is not among
 
 
 def test_same_seed_same_weights_and_the_global_generator_is_left_alone(
