@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from configs.schema import FinetuneConfig, ModelConfig, PretrainConfig
 from medmap_model import objectives
 from medmap_model.batch import Batch
-from medmap_model.encoders import Encoded, Encoder, build_encoder, refuse_running_statistics, summary
+from medmap_model.encoders import Encoded, Encoder, build_encoder, full_precision, refuse_running_statistics, summary
 from medmap_model.fusion import FusionInput, build_fusion, drop_modalities, token_width
 from medmap_model.fusion.medmap import pool_tokens
 from medmap_model.groups import layout, trunks
@@ -166,7 +166,7 @@ class MedMAP(nn.Module):
 
     def image_embeddings(self, embedded: Embedded, present: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors (B, M + 1, D) in the space shared with texts, and which are valid (B, M + 1); the last is the mean."""
-        pooled = embedded.pooled.float()
+        pooled = full_precision(embedded.pooled)
         count = present.sum(1)[:, None, None].clamp(min=1)
         mean = pooled.sum(1, keepdim=True) / count
         valid = torch.cat([present, present.any(1, keepdim=True)], 1)
@@ -174,7 +174,7 @@ class MedMAP(nn.Module):
 
     def text_embeddings(self, embedding: Tensor) -> Tensor:
         """Frozen text embeddings (..., E) -> unit vectors (..., D) in the space shared with images."""
-        return F.normalize(self.text_projection(embedding.float()), dim=-1)
+        return F.normalize(self.text_projection(full_precision(embedding)), dim=-1)
 
     def class_embeddings(self, organ: str) -> Tensor:
         """(C, D) unit vectors: each class's prompt ensemble, the mean over its prompts' unit vectors."""
@@ -192,33 +192,37 @@ class MedMAP(nn.Module):
         return objectives.Sharpness(tau, self.text_projection.bias)
 
     def pretrain_loss(
-        self, batch: Batch, config: PretrainConfig, *, queue: objectives.Queue | None = None
+        self, batch: Batch, config: PretrainConfig, *, queue: objectives.Queue | None = None, dense: bool = False
     ) -> dict[str, Tensor]:
         """Stage 1: the objective that `config.objective` names, with whatever other terms it asks for.
 
         Every present modality is an image, and so is the mean over them; texts are the batch's reports and the public
-        bank. queue: past records of this round as further candidates. The term `loss` alone has a gradient.
+        bank. queue: past records of this round as further candidates. dense: as `encode_dense`. The term `loss` alone has
+        a gradient.
         """
-        embedded = self.encode(batch.volumes, batch.present, batch.organ)
+        embedded = (self.encode_dense if dense else self.encode)(batch.volumes, batch.present, batch.organ)
         with torch.autocast(batch.volumes.device.type, enabled=False):
             image, valid = self.image_embeddings(embedded, batch.present)
             sharpness = self.sharpness(config)
             terms = objectives.pretrain(self, batch, image, valid, sharpness, config, queue)
         return {"loss": terms.pop("loss"), **_detached(terms | {"temperature": sharpness.temperature})}
 
-    def finetune_loss(self, batch: Batch, config: FinetuneConfig, *, progress: float) -> dict[str, Tensor]:
+    def finetune_loss(
+        self, batch: Batch, config: FinetuneConfig, *, progress: float, dense: bool = False
+    ) -> dict[str, Tensor]:
         """Stage 2: loss = w * supervised + (1 - w) * alignment, w = `supervised_share` of progress.
 
-        progress: 0..1 over the stage. Modality dropout draws from torch's global RNG. Terms: loss (the only one
-        with a gradient), supervised, alignment.
+        progress: 0..1 over the stage. dense: as `encode_dense`. Modality dropout draws from torch's global RNG. Terms: loss
+        (the only one with a gradient), supervised, alignment.
         """
         present = drop_modalities(batch.present, rate=config.modality_dropout)
-        feature = self.fuse(self.encode(batch.volumes, present, batch.organ), present, batch.organ)
+        embedded = (self.encode_dense if dense else self.encode)(batch.volumes, present, batch.organ)
+        feature = self.fuse(embedded, present, batch.organ)
         organ = self.vocabulary.organs[batch.organ]
-        supervised = objectives.supervised(self.classify(feature, batch.organ).float(), batch.label, organ, config)
+        supervised = objectives.supervised(full_precision(self.classify(feature, batch.organ)), batch.label, organ, config)
         share = objectives.supervised_share(progress, floor=config.supervised_floor)
-        texts = self.text_projection(self.texts.of_labels(batch.label, batch.organ)).float()
-        aligned = objectives.alignment(feature.float(), texts, batch.label)
+        texts = full_precision(self.text_projection(self.texts.of_labels(batch.label, batch.organ)))
+        aligned = objectives.alignment(full_precision(feature), texts, batch.label)
         loss = share * supervised["loss"] + (1 - share) * aligned["loss"]
         terms = {"supervised": supervised["loss"], "alignment": aligned["loss"]}
         return {"loss": loss, **_detached(terms)}

@@ -42,15 +42,20 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """bfloat16 and float16 as float32; what is float32 or float64 stays."""
+    return x.float() if x.element_size() < 4 else x
+
+
 def summary(encoded: Encoded) -> Tensor:
     """(B, 3 C): the pooled vector, and maximum and standard deviation over the positions.
 
-    The mean alone says little of a small lesion; the standard deviation tells a spot from a shift. float32 whatever
+    The mean alone says little of a small lesion; the standard deviation tells a spot from a shift. float32 at least, whatever
     the tokens are: a spread is a small difference of large numbers.
     """
     tokens, pooled = encoded
-    variance = torch.var(tokens.float(), 1, correction=0)
-    return torch.cat([pooled.float(), tokens.max(1).values.float(), (variance + _EPSILON).sqrt()], 1)
+    variance = torch.var(full_precision(tokens), 1, correction=0)
+    return torch.cat([full_precision(pooled), full_precision(tokens.max(1).values), (variance + _EPSILON).sqrt()], 1)
 
 
 def refuse_running_statistics(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from configs.schema import EncoderConfig
-from medmap_model.encoders.base import Encoded, Encoder, ModelError
+from medmap_model.encoders.base import Encoded, Encoder, ModelError, full_precision
 
 _GROUPS = 4
 
@@ -72,4 +72,4 @@ class ConvEncoder(Encoder):
             else:
                 h = block(h)
         tokens = F.relu(h).flatten(2).transpose(1, 2)
-        return Encoded(tokens, tokens.float().mean(1))
+        return Encoded(tokens, full_precision(tokens).mean(1))

@@ -7,7 +7,7 @@ import importlib.util
 from torch import Tensor
 
 from configs.schema import EncoderConfig
-from medmap_model.encoders.base import Encoded, Encoder, ModelError
+from medmap_model.encoders.base import Encoded, Encoder, ModelError, full_precision
 
 
 class SwinEncoder(Encoder):
@@ -41,4 +41,4 @@ class SwinEncoder(Encoder):
         if modality is not None:
             raise ModelError("model.sharing: swin_unetr cannot be shared yet")
         tokens = self.body(volume, normalize=False)[-1].flatten(2).transpose(1, 2)
-        return Encoded(tokens, tokens.float().mean(1))
+        return Encoded(tokens, full_precision(tokens).mean(1))

@@ -95,6 +95,7 @@ class PublicTexts(nn.Module):
         member = targets(
             label, len(self.vocabulary.organs[organ].abnormalities), self.vocabulary.organs[organ].multi_label
         )
+        member = member.to(self.embedding.dtype)
         return member @ self.classes(organ) / member.sum(1, keepdim=True).clamp(min=1)
 
 
