@@ -144,7 +144,7 @@ class MedMAP(nn.Module):
 
         What `torch.func.vmap` and an exported graph need. Costs as much as if all modalities were there.
         """
-        b, m = present.shape
+        b = len(present)
         shown = present[:, :, None, None, None]
         volumes = torch.where(shown, volumes, torch.zeros_like(volumes))  # not a product: 0 * nan is nan
         pooled, tokens = [], []
