@@ -57,6 +57,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "ot_weights_queue": {**OT, "ot_form": "weights", "queue": 64},
     "ot_cost": {**OT, "ot_form": "cost"},
     "bank": {"objective": "bank", "bank": "prompts"},
+    # For reference, as it is meant: true labels say which public texts fit; only the own report may be wrong.
+    "bank_labels": {"objective": "bank", "bank": "prompts", "positives": "abnormality"},
 }
 BATCH = 16
 
@@ -136,8 +138,9 @@ def plot(rows: list[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True)
-    for axis, measure in zip(axes, ("probe_auroc", "zero_shot_auroc"), strict=True):
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharex=True)
+    titles = ("Linear probe", "Zero-shot")
+    for axis, measure, title in zip(axes, ("probe_auroc", "zero_shot_auroc"), titles, strict=True):
         found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row in rows:
             found[row["objective"]][float(row["noise"])].append(float(row[measure]))
@@ -147,9 +150,9 @@ def plot(rows: list[dict[str, Any]]) -> None:
             low, high = ([f(by_noise[n]) for n in noise] for f in (min, max))
             (line,) = axis.plot([100 * n for n in noise], means, marker="o", label=name)
             axis.fill_between([100 * n for n in noise], low, high, color=line.get_color(), alpha=0.08)
-        axis.set(xlabel="reports of another patient, %", ylabel="AUROC, clean test patients", title=measure[:-6])
+        axis.set(xlabel="reports of another patient (%)", ylabel="AUROC, clean test patients", title=title)
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.suptitle("Phantom. Mean over seeds; shaded: smallest to largest")
     figure.tight_layout()
     figure.savefig(RESULTS / "objectives.png", dpi=110)

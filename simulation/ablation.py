@@ -88,16 +88,18 @@ def _print(table: Sequence[Row], settings: Sequence[str]) -> None:
 
     common = [line for line in table if line["test_set"] == "common"]
     seeds = max((line["seeds"] for line in common), default=0)
-    title = f"AUROC on the common test set: mean ± sd over {seeds} seeds; below, the paired difference from the first"
+    title = f"AUROC, common test set: mean ± sd over {seeds} seeds; below, paired difference from the first"
     shown = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     columns = _columns(common)
     for organ, condition in columns:
-        shown.add_column(f"{organ}\n{condition}", justify="right")
+        shown.add_column(f"{organ}\n{condition}", justify="right", no_wrap=True)
     for label in dict.fromkeys(_label(line, settings) for line in common):
         mine = {(x["organ"], x["condition"]): x for x in common if _label(x, settings) == label}
         shown.add_row(label, *(_cell(mine.get(c)) for c in columns))
-    Console().print(shown)
+    console = Console()
+    console.width = max(console.width, shown.__rich_measure__(console, console.options.update(max_width=500)).maximum)
+    console.print(shown)  # a narrow terminal breaks lines between cells, rather than every number in two
 
 
 def _cell(line: Row | None) -> str:

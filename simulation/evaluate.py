@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def evaluate(config: Config, trainer: Trainer, hospitals: Sequence[Hospital], ru
             from medmap_model.evaluation.corruptions import robustness
 
             result["corruptions"] = {
-                o: robustness(trainer.model, lambda o=o: test.batches(o), known=test.known, seed=config.seed)
+                o: robustness(trainer.model, partial(test.batches, o), known=test.known, seed=config.seed)
                 for o in final
             }
         if asked.interpret:

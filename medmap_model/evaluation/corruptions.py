@@ -45,14 +45,18 @@ def _bias_field(image: Tensor, level: float, rng: np.random.Generator) -> Tensor
     """Times exp(polynomial of degree 3), coefficients uniform in +-level: a coil's uneven sensitivity."""
     from monai.transforms import RandBiasField
 
-    return RandBiasField(degree=3, coeff_range=(-level, level), prob=1.0).set_random_state(_seed(rng))(image)
+    transform = RandBiasField(degree=3, coeff_range=(-level, level), prob=1.0)
+    transform.set_random_state(_seed(rng))
+    return torch.as_tensor(transform(image))
 
 
 def _noise(image: Tensor, level: float, rng: np.random.Generator) -> Tensor:
     """Rician noise, `level` of the brightest voxel."""
     from monai.transforms import RandRicianNoise
 
-    return RandRicianNoise(prob=1.0, std=level, sample_std=False).set_random_state(_seed(rng))(image)
+    transform = RandRicianNoise(prob=1.0, std=level, sample_std=False)
+    transform.set_random_state(_seed(rng))
+    return torch.as_tensor(transform(image))
 
 
 def _undersampling(image: Tensor, level: float, rng: np.random.Generator) -> Tensor:

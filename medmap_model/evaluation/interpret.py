@@ -6,16 +6,14 @@ N or B studies, M modality slots, C classes. The answer is the probability of th
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from medmap_model.batch import Batch
-from medmap_model.encoders import Encoded, full_precision
-from medmap_model.evaluation.missing import Encodings, subset_probabilities
+from medmap_model.encoders import full_precision
+from medmap_model.evaluation.missing import Encodings, in_full_precision, subset_probabilities
 from medmap_model.model import Embedded, MedMAP
 
 _AT_ONCE = 64  # occluded volumes that are encoded together
@@ -58,7 +56,7 @@ def occlusion(model: MedMAP, batch: Batch, *, window_voxels: int, stride_voxels:
     arXiv 1704.03296). Only the occluded modality is encoded anew.
     """
     model.eval()
-    embedded = _float(model.encode(batch.volumes, batch.present, batch.organ))
+    embedded = in_full_precision(model.encode(batch.volumes, batch.present, batch.organ))
     p = _probabilities(model, embedded, batch.present, batch.organ)
     multi_label = model.vocabulary.organs[batch.organ].multi_label
     target = targets(p.cpu().numpy(), batch.label.cpu().numpy(), multi_label=multi_label)
@@ -76,52 +74,13 @@ def occlusion(model: MedMAP, batch: Batch, *, window_voxels: int, stride_voxels:
     return heat
 
 
-def grad_cam(model: MedMAP, batch: Batch) -> Tensor:
-    """(B, M, D, H, W), 0 or more: which encoder tokens speak for the target class, interpolated to voxels.
-
-    Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) in the form that keeps the gradient of every position (HiResCAM,
-    Draelos and Carin 2020, arXiv 2011.08891): relu(sum over channels of token * gradient). The encoders pool by maximum and
-    spread besides the mean, so positions differ in gradient. Of the margin between the target's logit and the others'
-    (logsumexp), which does not saturate. As coarse as the encoder's last grid; for an encoder whose pooled vector is a
-    class token, what passes through that token is not seen.
-    """
-    model.eval()
-    organ = model.vocabulary.organs[batch.organ]
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, _given: Any, encoded: Encoded) -> None:
-        seen.append(encoded.tokens)
-
-    hooks = [encoder.register_forward_hook(keep) for encoder in model.encoders.values()]
-    try:
-        with torch.enable_grad():  # dense: every slot passes its encoder once, in the order of the slots
-            embedded = model.encode_dense(batch.volumes, batch.present, batch.organ)
-            logits = full_precision(model.classify(model.fuse(embedded, batch.present, batch.organ), batch.organ))
-            p = model.probabilities(logits, batch.organ).detach().cpu().numpy()
-            target = targets(p, batch.label.cpu().numpy(), multi_label=organ.multi_label)
-            at = torch.from_numpy(target).to(logits.device)[:, None]
-            rest = logits.scatter(1, at, -torch.inf)
-            margin = logits.gather(1, at)[:, 0] - (0 if organ.multi_label else rest.logsumexp(1))
-            gradients = torch.autograd.grad(margin.sum(), seen)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    maps = []
-    for tokens, gradient in zip(seen, gradients, strict=True):
-        cam = (tokens.detach() * gradient).sum(2).relu()
-        edge = round(cam.shape[1] ** (1 / 3))
-        grid = full_precision(cam).reshape(-1, 1, edge, edge, edge)
-        maps.append(F.interpolate(grid, size=batch.volumes.shape[2:], mode="trilinear", align_corners=False)[:, 0])
-    return torch.stack(maps, 1) * batch.present[:, :, None, None, None]
-
-
 def _one_changed(model: MedMAP, batch: Batch, embedded: Embedded, volumes: Tensor, *, study: int, slot: int) -> Tensor:
     """Probabilities (P, C) of one study when one of its modalities is each of `volumes` (P, D, H, W)."""
     count, slots = len(volumes), batch.present.shape[1]
     only = torch.zeros(count, slots, dtype=torch.bool, device=volumes.device)
     only[:, slot] = True
     # Every slot shows the same memory: only the one that is asked for is read.
-    new = _float(model.encode(volumes[:, None].expand(-1, slots, -1, -1, -1), only, batch.organ))
+    new = in_full_precision(model.encode(volumes[:, None].expand(-1, slots, -1, -1, -1), only, batch.organ))
     pooled = embedded.pooled[study].expand(count, -1, -1).clone()
     pooled[:, slot] = new.pooled[:, slot]
     tokens = None
@@ -134,10 +93,6 @@ def _one_changed(model: MedMAP, batch: Batch, embedded: Embedded, volumes: Tenso
 
 def _probabilities(model: MedMAP, embedded: Embedded, present: Tensor, organ: str) -> Tensor:
     return model.probabilities(full_precision(model.classify(model.fuse(embedded, present, organ), organ)), organ)
-
-
-def _float(embedded: Embedded) -> Embedded:
-    return Embedded(*(t if t is None else full_precision(t) for t in embedded))
 
 
 def _windows(shape: torch.Size, window: int, stride: int) -> Tensor:

@@ -23,9 +23,15 @@ RATES = (0.05, 0.1, 0.2)  # chance of each modality to be missing
 ZEROED = (0.25, 0.5, 0.75)  # share of voxels without signal
 NOISE = {"low": (0.05, 0.1), "mid": (0.1, 0.2), "high": (0.2, 0.5)}  # salt-and-pepper density, Gaussian deviation
 MOST = 10  # modalities; their 1,023 subsets are the most that are all tried
-_ROWS = 32  # studies fused at a time: what they need stays in a core's cache
+_ROWS = 16  # studies fused at a time: what they need stays in a core's cache
 
 Change = Callable[[Batch, int], Tensor]
+
+
+def in_full_precision(embedded: Embedded) -> Embedded:
+    """float32 at least, whatever the encoders ran in."""
+    tokens = None if embedded.tokens is None else full_precision(embedded.tokens)
+    return Embedded(full_precision(embedded.pooled), tokens)
 
 
 class Encodings(NamedTuple):
@@ -61,7 +67,7 @@ def encode_all(
         volumes = batch.volumes if change is None else change(batch, done)
         there = (batch.present & keep).to(device)
         part = model.encode(volumes.to(device), there, organ)
-        parts.append(Embedded(*(t if t is None else full_precision(t) for t in part)))
+        parts.append(in_full_precision(part))
         present.append(there)
         label.append(batch.label)
         done += len(batch)
@@ -182,12 +188,15 @@ def degraded_modalities(
         value: float | None = scores(encodings.label, p, multi_label=multi_label, metrics=METRICS)["auroc"]
         return value
 
+    def zeroed(rate: float) -> Change:
+        return lambda batch, at: lose_voxels(batch, rate=rate, seed=seed + at)
+
+    def noisy(density: float, deviation: float) -> Change:
+        return lambda batch, at: add_noise(batch, density=density, deviation=deviation, seed=seed + at)
+
     return {
-        "random": {f"{r:g}": auroc(lambda b, at, r=r: lose_voxels(b, rate=r, seed=seed + at)) for r in ZEROED},
-        "noisy": {
-            level: auroc(lambda b, at, d=density, s=deviation: add_noise(b, density=d, deviation=s, seed=seed + at))
-            for level, (density, deviation) in NOISE.items()
-        },
+        "random": {f"{rate:g}": auroc(zeroed(rate)) for rate in ZEROED},
+        "noisy": {level: auroc(noisy(*how)) for level, how in NOISE.items()},
     }
 
 

@@ -25,14 +25,14 @@ class Attention(nn.Module):
         """attend: (B, U) bool, which positions of the memory may be looked at. With none, only the output's bias is left."""
         b, t, w = x.shape
         size = w // self.heads
-        q = self.query(x).view(b, t, self.heads, size).transpose(1, 2)
+        q = (self.query(x) / math.sqrt(size)).view(b, t, self.heads, size).transpose(1, 2)
         k, v = self.key_value(memory).view(b, memory.shape[1], 2, self.heads, size).permute(2, 0, 3, 1, 4)
-        seen = attend[:, None, None]
-        score = (q @ k.transpose(2, 3)) / math.sqrt(size)
-        # The lowest number, not -inf: where nothing is seen, -inf would make it and its gradient not a number.
-        weight = score.masked_fill(~seen, torch.finfo(score.dtype).min).softmax(3) * seen
+        # A low number, not -inf: where nothing is seen, -inf would make the softmax and its gradient not a number.
+        unseen = torch.zeros_like(attend, dtype=x.dtype).masked_fill(~attend, torch.finfo(x.dtype).min / 2)
+        weight = (q @ k.transpose(2, 3) + unseen[:, None, None]).softmax(3)
         mixed = F.dropout(weight, self.dropout, self.training) @ v
-        return self.out(mixed.transpose(1, 2).reshape(b, t, w))
+        told = mixed.transpose(1, 2).reshape(b, t, w) * attend.any(1)[:, None, None]
+        return self.out(told)
 
 
 class FeedForward(nn.Module):

@@ -10,20 +10,29 @@ from medmap_model.objectives.base import Past, Sharpness, Texts, by_slot, multi_
 
 
 def bank_by_record(image: Tensor, valid: Tensor, reports: Texts, bank: Texts, temperature: Tensor) -> Tensor:
-    """(B,): multi-positive InfoNCE of each record's images (B, S, D) over the public texts and the record's own report.
+    """(B,): the loss of each record's images (B, S, D): mean of what can be asked of two questions, 0 if neither can.
 
-    The own report is a positive of its own record and no candidate of any other, so that every negative is public (or
-    the own report turned, `hard_negatives`). A record without a positive has loss 0.
+    Which public texts say what the image shows: multi-positive InfoNCE over the bank. Whether the own report fits
+    better than public texts that do not (and than itself turned, `hard_negatives`). Two questions, not one row: a
+    report is easily told from a prompt by its style, and as one more positive of the row it would answer for the class.
+    The own report is no candidate of any other record.
     """
     b, slots = valid.shape
     own = torch.eye(b, dtype=torch.bool, device=image.device)
     rest = own.new_ones(b, len(reports.embedding) - b)  # hard negatives, for their own record by their own mask
     mine = by_slot(reports.candidate) & torch.cat([own, rest], 1)[:, None]
-    candidate = torch.cat([t.expand(b, slots, -1) for t in (mine, by_slot(bank.candidate))], 2)
-    said = torch.cat([own, ~rest], 1)[:, None]
-    positive = torch.cat([t.expand(b, slots, -1) for t in (said, by_slot(bank.positive))], 2) & candidate
-    logits = image @ torch.cat([reports.embedding, bank.embedding]).T / temperature
-    return record_mean(multi_positive(logits, positive, candidate), valid & positive.any(2))
+    said = mine & torch.cat([own, ~rest], 1)[:, None]
+    public = by_slot(bank.candidate).expand(b, slots, -1)
+    fitting = by_slot(bank.positive) & public
+    to_reports, to_bank = (image @ t.embedding.T / temperature for t in (reports, bank))
+    asked_bank = fitting.any(2) & valid
+    by_bank = multi_positive(to_bank, fitting, public)
+    parts = [t.expand(b, slots, -1) for t in (said, mine)]
+    positive = torch.cat([parts[0], torch.zeros_like(fitting)], 2)
+    candidate = torch.cat([parts[1], public & ~fitting], 2)
+    asked_own = positive.any(2) & valid
+    by_own = multi_positive(torch.cat([to_reports, to_bank], 2), positive, candidate)
+    return record_mean(torch.cat([by_bank, by_own], 1), torch.cat([asked_bank, asked_own], 1))
 
 
 def bank_alone(

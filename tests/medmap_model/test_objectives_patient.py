@@ -141,8 +141,20 @@ def test_bank_by_hand_the_own_report_is_nobody_else_s_negative() -> None:
     bank = o.Texts(torch.eye(3)[[1, 2]], torch.tensor([[False, False], [True, False]]), torch.ones(2, dtype=torch.bool))
     loss = o.bank_by_record(image, torch.ones(2, 1, dtype=torch.bool), reports, bank, torch.tensor(1.0))
     e = math.e
-    # image 0: own report at cosine 1, two public negatives at 0. Image 1: its report at 0 and a prompt at 1, one negative.
-    assert loss.tolist() == pytest.approx([-math.log(e / (e + 2)), -math.log((1 + e) / (1 + e + 1))])
+    # Image 0 has no prompt of its own: its report at cosine 1, two public negatives at 0. Image 1: a prompt at 1 against one
+    # at 0; and its report at 0 against that negative alone.
+    second = (-math.log(e / (e + 1)) + math.log(2)) / 2
+    assert loss.tolist() == pytest.approx([-math.log(e / (e + 2)), second])
+
+
+def test_the_own_report_does_not_answer_for_the_class() -> None:
+    """A report that is told from prompts at once still leaves the class to be learned."""
+    image = torch.tensor([[[1.0, 0.0, 0.0]]], requires_grad=True)
+    reports = o.Texts(torch.eye(3)[:1], torch.ones(1, 1, dtype=torch.bool), torch.ones(1, dtype=torch.bool))
+    bank = o.Texts(torch.eye(3)[1:], torch.tensor([[True, False]]), torch.ones(2, dtype=torch.bool))
+    loss = o.bank_by_record(image, torch.ones(1, 1, dtype=torch.bool), reports, bank, torch.tensor(0.05))
+    (g,) = torch.autograd.grad(loss.sum(), image)
+    assert (g[0, 0, 2] - g[0, 0, 1]) > 1  # towards the prompt of its class, away from the other's
 
 
 def test_labels_by_hand() -> None:
