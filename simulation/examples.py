@@ -38,6 +38,8 @@ def write_examples(
 
     The first patients in file order, whatever the model says of them: nothing is picked for looking good.
     """
+    # Many small volumes: more threads than asked for would only wait for one another.
+    torch.set_num_threads(config.engine.threads)
     known = choose_test_set(config, hospitals, run_dir).known
     folder = run_dir / "examples"
     folder.mkdir(exist_ok=True)
