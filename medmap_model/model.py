@@ -144,7 +144,7 @@ class MedMAP(nn.Module):
 
         What `torch.func.vmap` and an exported graph need. Costs as much as if all modalities were there.
         """
-        b, m = present.shape
+        b = len(present)
         shown = present[:, :, None, None, None]
         volumes = torch.where(shown, volumes, torch.zeros_like(volumes))  # not a product: 0 * nan is nan
         pooled, tokens = [], []
@@ -219,7 +219,9 @@ class MedMAP(nn.Module):
         embedded = (self.encode_dense if dense else self.encode)(batch.volumes, present, batch.organ)
         feature = self.fuse(embedded, present, batch.organ)
         organ = self.vocabulary.organs[batch.organ]
-        supervised = objectives.supervised(full_precision(self.classify(feature, batch.organ)), batch.label, organ, config)
+        supervised = objectives.supervised(
+            full_precision(self.classify(feature, batch.organ)), batch.label, organ, config
+        )
         share = objectives.supervised_share(progress, floor=config.supervised_floor)
         texts = full_precision(self.text_projection(self.texts.of_labels(batch.label, batch.organ)))
         aligned = objectives.alignment(full_precision(feature), texts, batch.label)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from configs.schema import EncoderConfig
 from medmap_model.encoders.base import Encoded, Encoder, ModelError, full_precision, refuse_running_statistics, summary
 
-__all__ = ["Encoded", "Encoder", "ModelError", "build_encoder", "full_precision", "refuse_running_statistics", "summary"]
+__all__ = [
+    "Encoded",
+    "Encoder",
+    "ModelError",
+    "build_encoder",
+    "full_precision",
+    "refuse_running_statistics",
+    "summary",
+]
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
