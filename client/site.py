@@ -121,12 +121,12 @@ class Site:
         return key
 
     def ledger(self) -> Ledger:
-        """This site's ledger: `privacy.ledger`, in which `{site}` is its name, or beside the first manifest."""
+        """This site's ledger, in `privacy.ledger_dir` or beside the first manifest."""
         from client.privacy.ledger import Ledger
 
         privacy = self.config.privacy
-        place = (privacy.ledger or "").format(site=self.entry.name)
-        path = Path(place) if place else self.entry.manifests[0].parent / "ledger.db"
+        folder = Path(privacy.ledger_dir) if privacy.ledger_dir else self.entry.manifests[0].parent
+        path = folder / f"{self.entry.name}.db"
         return Ledger(path, epsilon=privacy.epsilon, delta=privacy.delta)
 
     def evaluate(self, vectors: Mapping[str, np.ndarray], task: Task) -> Figures:

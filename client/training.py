@@ -85,7 +85,7 @@ class Trainer:
     def train(self, records: SiteRecords, task: Task, groups: Collection[str], *, site: str) -> Figures:
         """Train the parameters of these module groups in place for one round. Raises Diverged."""
         settings: OptimConfig = getattr(self.config.stage, task.stage)
-        self._use_threads()
+        self.use_threads()
         begun, seed = time.monotonic(), seed_of(task.seed, task.stage, task.round, site)
         parameters = [p for name, p in self.model.named_parameters() if group_of(name) in groups]
         anchors = [p.detach().clone() for p in parameters] if self.config.strategy.proximal_mu else []
@@ -154,7 +154,7 @@ class Trainer:
     def validate(self, records: SiteRecords, task: Task, *, split: str = "val") -> Figures:
         """Mean loss (and, in finetune, AUROC) of the model as it is over a site's validation patients."""
         begun, losses, aurocs, n = time.monotonic(), 0.0, [], 0
-        self._use_threads()
+        self.use_threads()
         for organ in records.organs(split):
             if task.stage == "finetune":
                 labels, probabilities = self.predict(records, split=split, organ=organ)
@@ -204,7 +204,7 @@ class Trainer:
             )
         return np.concatenate(labels), np.concatenate(probabilities)
 
-    def _use_threads(self) -> None:
+    def use_threads(self) -> None:
         """The process's thread count is anyone's to set; sums depend on it, so it is set before every piece of work."""
         torch.set_num_threads(self.config.engine.threads)
 

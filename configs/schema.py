@@ -333,7 +333,7 @@ class PrivacyConfig:
     )
     chunk: int = setting(2, "patients per vmap call: memory against time; 0: one at a time", minimum=0, maximum=4096)
     secure_noise: bool = setting(True, "noise from a ChaCha20 keystream; false: from torch, faster")
-    ledger: str | None = setting(None, "the site's ledger file, {site} stands for its name; None: beside its manifest")
+    ledger_dir: str | None = setting(None, "folder of the site's ledger, SITE.db; None: beside its manifest")
 
 
 @dataclass

@@ -93,8 +93,8 @@ def _private(config: Config, run_dir: Path) -> Config:
 
     check_settings(config)
     config = with_noise(config)
-    ledger = config.privacy.ledger or str(run_dir / "ledgers" / "{site}.db")
-    return replace(config, privacy=replace(config.privacy, ledger=ledger))
+    folder = config.privacy.ledger_dir or str(run_dir / "ledgers")
+    return replace(config, privacy=replace(config.privacy, ledger_dir=folder))
 
 
 def _spent(config: Config, hospitals: Sequence[Hospital]) -> dict[str, Any] | None:
@@ -106,7 +106,7 @@ def _spent(config: Config, hospitals: Sequence[Hospital]) -> dict[str, Any] | No
 
     result = {}
     for name in (h.entry.name for h in hospitals if not h.external):
-        ledger = Ledger(Path(str(privacy.ledger).format(site=name)), epsilon=privacy.epsilon, delta=privacy.delta)
+        ledger = Ledger(Path(str(privacy.ledger_dir)) / f"{name}.db", epsilon=privacy.epsilon, delta=privacy.delta)
         result[name] = {
             "epsilon_spent": ledger.spent(),
             "epsilon_budget": ledger.epsilon,

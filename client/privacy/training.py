@@ -62,6 +62,7 @@ class PrivateTrainer:
     def train(self, records: SiteRecords, task: Task, groups: Collection[str]) -> None:
         """`privacy.steps` noisy steps on the parameters of these groups, in place."""
         privacy = self.config.privacy
+        self.trainer.use_threads()
         secret = SecretRandom(chacha=privacy.secure_noise)
         names = trained_parameters(self.model, groups, privacy.trainable)
         named = {n: p for n, p in self.model.named_parameters() if n in set(names)}
