@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from configs.schema import AugmentConfig
+from medmap_model.text.sides import swap_sides
 
-_SIDES = {"left": "right", "right": "left", "lt": "rt", "rt": "lt"}
-_SIDE = re.compile(r"\b(left|right|lt|rt)(?=(?:wards?|most)?\b)", re.IGNORECASE)
 # Sides that no swap of words can mirror: liver segments, and side words of other languages.
 _FIXED = re.compile(
     r"\b(?:seg(?:ment)?s?\.?\s*(?:[ivx]+|\d)|s[1-8]|link(?:s|e[nrsm]?)|recht(?:s|e[nrsm]?)|gauches?|droite?s?"
@@ -30,11 +29,7 @@ def mirror_report(text: str) -> str | None:
     """
     if _FIXED.search(text):
         return None
-    return _SIDE.sub(lambda m: _cased(_SIDES[m[1].lower()], m[1]), text)
-
-
-def _cased(word: str, like: str) -> str:
-    return word.upper() if like.isupper() else word.capitalize() if like[0].isupper() else word
+    return swap_sides(text)
 
 
 def augment(

@@ -16,14 +16,9 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Take part in a federation: check this hospital's data.\n\n"
+    help="Take part in a federation: check this hospital's data, use the model that came of it.\n\n"
     "Nothing is sent anywhere; messages name patients and files, for this screen only.",
 )
-
-
-@app.callback()
-def _commands() -> None:
-    """Keeps `check` a command of its own while it is the only one."""
 
 
 @app.command()
@@ -77,6 +72,74 @@ def check(
         raise typer.Exit(1) from None
     show(found, words, config, console)
     raise typer.Exit(1 if found.rows or found.files else 0)
+
+
+@app.command()
+def predict(
+    studies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY...",
+            help="A manifest (.csv), a folder of NIfTI files, or MODALITY=FILE for each file of one study.",
+        ),
+    ],
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", "-c", help="A run's folder, a checkpoint in it, or an exported model.")
+    ],
+    split: Annotated[str | None, typer.Option(help="Of a manifest: this split's studies alone.")] = None,
+    organ: Annotated[str | None, typer.Option(help="The organ, where modalities do not tell it.")] = None,
+    vocabulary: Annotated[
+        str | None, typer.Option(help="Your vocabulary (a name or a YAML file): refuse a model of another one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write the JSON to this file.")
+    ] = None,
+) -> None:
+    """Detect abnormalities in studies with a trained model; no label is needed, nothing leaves this machine.
+
+    A folder's files are told apart by the modalities in their names. A volume of a
+    modality that the model never saw is listed and ignored. Not a medical device.
+
+    Exit code: 0 done, 1 some study could not be predicted or some volume not read
+    (the others are predicted), 2 wrong usage.
+
+    Example: medmap-client predict -c outputs/demo T1=a.nii.gz FLAIR=b.nii.gz
+    """
+    import json
+
+    from client.exams import UsageError, read_exams
+    from client.manifest import ManifestError
+    from client.predict import predict as predictions
+    from client.predict import to_json
+    from configs import load_vocabulary
+    from configs.schema import ConfigError
+    from medmap_model.checkpoint import CheckpointError, load
+    from medmap_model.detector import UntrainedError
+
+    try:
+        model = load(checkpoint, vocabulary=load_vocabulary(vocabulary) if vocabulary else None)
+        done = list(predictions(model, read_exams(studies, model.vocabulary, split=split, organ=organ)))
+    except ManifestError as error:
+        print(f"medmap-client: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except (ConfigError, CheckpointError, UntrainedError, UsageError) as error:
+        _fail(str(error))
+    text = json.dumps(to_json(model.info, done), indent=1, ensure_ascii=False, allow_nan=False)
+    if output is not None:
+        try:
+            output.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            _fail(f"{output} cannot be written ({error.strerror}): choose another file")
+    if as_json:
+        print(text)
+    else:
+        from rich.console import Console
+
+        from client.results import show
+
+        show(model.info, done, Console())
+    raise typer.Exit(0 if all(p.clean for p in done) else 1)
 
 
 def _fail(message: str) -> NoReturn:

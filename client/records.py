@@ -7,6 +7,7 @@ vocabulary; a slot without a volume is zeros, and `present` says so.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,11 +21,16 @@ from client.manifest import Problem, Study, read_manifest
 from client.problems import DataError
 from configs.schema import AugmentConfig, VolumesConfig
 from medmap_model.batch import Batch
+from medmap_model.text.captions import caption
+from medmap_model.text.negatives import TURNS
 from medmap_model.vocabulary import Vocabulary
 
 
 class SiteRecords:
-    """All prepared records of one site, grouped by split and organ. `problems`: bad volumes that were left out."""
+    """All prepared records of one site, grouped by split and organ.
+
+    `problems`: bad volumes that were left out. `captioned`: training studies whose report was made from the label.
+    """
 
     def __init__(
         self,
@@ -34,10 +40,14 @@ class SiteRecords:
         volumes: VolumesConfig,
         embed: Callable[[Sequence[str]], Tensor],
         cache_dir: Path,
+        captions: bool = False,
+        hard_negatives: bool = False,
     ) -> None:
         """Read, check and prepare everything.
 
-        embed: N texts -> (N, E) float32; called once, with every distinct report and every mirrored one.
+        embed: N texts -> (N, E) float32; called once, with every distinct text: reports, mirrored ones, negatives.
+        captions: training patients with a label and no report get a caption (`medmap_model.text.captions`) as report.
+        hard_negatives: batches carry `negatives` (`medmap_model.text.negatives`), of reports in training and validation.
         Patients of different manifests are different people. Raises ManifestError, and DataError when there is a bad
         volume and `volumes.on_bad_volume` is `stop`, or when nothing is left.
         """
@@ -55,7 +65,8 @@ class SiteRecords:
             raise DataError("No volume can be used", self.problems)
         self._slots = [self._slots_of(i) for i in range(len(self._studies))]
         self._in_memory = self._hold(volumes.memory_mb * 1_000_000)
-        self._embed(embed)
+        self.captioned = 0
+        self._embed(embed, self._reports(captions), hard_negatives)
 
     def counts(self, split: str = "train") -> tuple[dict[str, int], dict[str, int]]:
         """(modality -> volumes, organ -> patients) of a split, without those that have none."""
@@ -168,19 +179,40 @@ class SiteRecords:
             held[i] = torch.from_numpy(entry.read())
         return held
 
-    def _embed(self, embed: Callable[[Sequence[str]], Tensor]) -> None:
-        """Rows of the embedding table for each study's report and for its mirror image; -1 where there is none.
+    def _reports(self, captions: bool) -> list[str | None]:
+        """Each study's report: as written, or made from the label; None where there is none.
 
         Reports of test patients are not read: no text of a patient enters at test time.
         """
-        reports = [study.report if study.split in ("train", "val") else None for study in self._studies]
-        mirrored = [s.report and mirror_report(s.report) if s.split == "train" else None for s in self._studies]
-        texts = sorted({text for text in (*reports, *mirrored) if text})
+        reports: list[str | None] = []
+        for study, entry in zip(self._studies, self._entries, strict=True):
+            report = study.report or None if study.split in ("train", "val") else None
+            if captions and study.split == "train" and study.abnormality and not report:
+                seed = int.from_bytes(hashlib.sha256(f"{study.patient_id}/{study.study_id}".encode()).digest()[:8])
+                organ = self.vocabulary.organs[study.organ]
+                report = caption(organ, study.abnormality, entry.modalities, seed=seed)
+                self.captioned += 1
+            reports.append(report)
+        return reports
+
+    def _embed(
+        self, embed: Callable[[Sequence[str]], Tensor], reports: Sequence[str | None], hard_negatives: bool
+    ) -> None:
+        """Rows of the embedding table for each study's report, for its mirror image and for the negatives of both."""
+        mirrored = [
+            mirror_report(report) if report and study.split == "train" else None
+            for study, report in zip(self._studies, reports, strict=True)
+        ]
+        said: list[tuple[Sequence[str | None], ...]] = [(reports, mirrored)]
+        if hard_negatives:
+            said += [tuple([t and turn(t) for t in texts] for texts in (reports, mirrored)) for turn in TURNS]
+        texts = sorted({text for pair in said for column in pair for text in column if text})
         row = {text: i for i, text in enumerate(texts)}
         table = embed(texts) if texts else embed([""])[:0]
-        self._table = torch.cat([table.float().cpu(), torch.zeros(1, table.shape[1])])  # the last row: no report
-        self._row = torch.tensor([row[text] if text else -1 for text in reports])
-        self._mirrored_row = torch.tensor([row[text] if text else -1 for text in mirrored])
+        self._table = torch.cat([table.float().cpu(), torch.zeros(1, table.shape[1])])  # the last row: no text
+        # (report and its mirror image, the text itself and its negatives, study); -1 where there is none
+        rows = [[[row[t] if t else -1 for t in column] for column in pair] for pair in said]
+        self._rows = torch.tensor(rows).transpose(0, 1)
 
     def _last(self, split: str, organ: str) -> list[int]:
         last = []
@@ -205,10 +237,12 @@ class SiteRecords:
             volumes[k, self._slots[i]] = cubes.float()
             present[k, self._slots[i]] = True
         index = torch.tensor(studies)
-        rows = self._row[index]
+        plain, mirrored = self._rows[..., index]
+        rows = plain
         if config is not None and generator is not None:
-            mirrorable = (rows < 0) | (self._mirrored_row[index] >= 0)
-            volumes, mirrored = augmented(volumes, present, mirrorable, config, generator)
-            rows = torch.where(mirrored, self._mirrored_row[index], rows)
+            mirrorable = (plain[0] < 0) | (mirrored[0] >= 0)
+            volumes, flipped = augmented(volumes, present, mirrorable, config, generator)
+            rows = torch.where(flipped, mirrored, plain)
         label = torch.tensor([spec.label(self._studies[i].abnormality) for i in studies])
-        return Batch(organ, volumes, present, label, self._table[rows], rows >= 0)
+        negatives = self._table[rows[1:].T] if len(rows) > 1 else None
+        return Batch(organ, volumes, present, label, self._table[rows[0]], rows[0] >= 0, negatives)

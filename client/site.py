@@ -156,20 +156,22 @@ def open_site(config_json: str, name: str, manifests: tuple[Path, ...], cache_di
 
 def open_records(config: Config, manifests: Sequence[Path], cache_dir: Path) -> SiteRecords:
     """A site's records, prepared or from the cache, once per process. Raises ManifestError or DataError."""
-    data = json.dumps([config.data.vocabulary, asdict(config.data.volumes), asdict(config.text)])
+    options = {"captions": config.data.captions, "hard_negatives": config.stage.pretrain.hard_negatives}
+    data = json.dumps([config.data.vocabulary, asdict(config.data.volumes), asdict(config.text), options])
     return _records(data, tuple(manifests), cache_dir)
 
 
 @functools.lru_cache(maxsize=256)
 def _records(data: str, manifests: tuple[Path, ...], cache_dir: Path) -> SiteRecords:
     """What `open_records` opens, whichever federation asks: methods that differ elsewhere share the volumes."""
-    vocabulary, volumes, text = json.loads(data)
+    vocabulary, volumes, text, options = json.loads(data)
     return SiteRecords(
         manifests,
         vocabulary=load_vocabulary(vocabulary),
         volumes=VolumesConfig(**volumes),
         embed=build_text_encoder(TextConfig(**text)).embed,
         cache_dir=cache_dir,
+        **options,
     )
 
 

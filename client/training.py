@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ from client.records import SiteRecords
 from configs.schema import AugmentConfig, Config, ConfigError, EngineConfig, OptimConfig
 from medmap_model.batch import Batch
 from medmap_model.contract import Task
-from medmap_model.evaluation import scores
+from medmap_model.evaluation import negative_log_likelihood, scores
 from medmap_model.groups import group_of
 from medmap_model.model import MedMAP
+from medmap_model.objectives import Queue
 
 
 class Diverged(RuntimeError):
@@ -50,6 +52,15 @@ class Figures:
     def known(self) -> dict[str, float]:
         """The figures there are."""
         return {k: v for k, v in asdict(self).items() if v is not None}
+
+
+class Predictions(NamedTuple):
+    """N patients: labels (N,), -1 unknown, of a multi-label organ bit sets; probabilities (N, classes); modalities (N,),
+    how many of them the model could use."""
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    modalities: np.ndarray
 
 
 def device_of(engine: EngineConfig) -> torch.device:
@@ -97,12 +108,13 @@ class Trainer:
         self.model.train()
         # One sum on the device, read once: reading a loss every step would stall a GPU.
         total, steps, studies = torch.zeros((), device=self.device), 0, 0
+        queue = self._queue(task.stage)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             for epoch in range(settings.epochs):
                 progress = (task.round + epoch / settings.epochs) / max(1, task.rounds)
                 for batch in self._batches(records, settings, seed=seed_of(seed, epoch)):
-                    total += self._step(batch, task.stage, settings, progress, optimizer, parameters, anchors)
+                    total += self._step(batch, task.stage, settings, progress, optimizer, parameters, anchors, queue)
                     steps, studies = steps + 1, studies + len(batch)
         loss = float(total) / max(1, steps)
         if not math.isfinite(loss):
@@ -124,12 +136,14 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         parameters: list[torch.nn.Parameter],
         anchors: list[Tensor],
+        queue: Queue | None,
     ) -> Tensor:
         """One optimiser step; gradients accumulate over micro-batches. Returns the mean loss, detached."""
         optimizer.zero_grad(set_to_none=True)
         mean = torch.zeros((), device=self.device)
         for part in _micro_batches(batch, settings.micro_batch):
-            loss = self.loss(part.to(self.device, non_blocking=True), stage, progress) * (len(part) / len(batch))
+            part = part.to(self.device, non_blocking=True)
+            loss = self.loss(part, stage, progress, queue=queue) * (len(part) / len(batch))
             if loss.requires_grad:  # not so when no patient of the part has a label or a report
                 loss.backward()
             mean += loss.detach()
@@ -144,27 +158,38 @@ class Trainer:
         optimizer.step()
         return mean
 
-    def loss(self, batch: Batch, stage: str, progress: float) -> Tensor:
-        """The stage's objective on one batch."""
+    def _queue(self, stage: str) -> Queue | None:
+        """Past records of the round, if the stage asks for them; empty at its start, gone at its end."""
+        size = self.config.stage.pretrain.queue if stage == "pretrain" else 0
+        return Queue(size) if size else None
+
+    def loss(self, batch: Batch, stage: str, progress: float, *, queue: Queue | None = None) -> Tensor:
+        """The stage's objective on one batch, which joins the queue."""
         with self._autocast():
             if stage == "pretrain":
-                return self.model.pretrain_loss(batch, self.config.stage.pretrain)["loss"]
+                return self.model.pretrain_loss(batch, self.config.stage.pretrain, queue=queue)["loss"]
             return self.model.finetune_loss(batch, self.config.stage.finetune, progress=progress)["loss"]
 
     def validate(self, records: SiteRecords, task: Task, *, split: str = "val") -> Figures:
-        """Mean loss (and, in finetune, AUROC) of the model as it is over a site's validation patients."""
+        """Mean loss (and, in finetune, AUROC) of the model as it is over a site's validation patients.
+
+        In finetune the loss is the negative log-likelihood of the labels, whatever the training objective; of a
+        multi-label organ its mean over the labels.
+        """
         begun, losses, aurocs, n = time.monotonic(), 0.0, [], 0
         self.use_threads()
         for organ in records.organs(split):
             if task.stage == "finetune":
+                multi_label = self.model.vocabulary.organs[organ].multi_label
                 labels, probabilities = self.predict(records, split=split, organ=organ)
                 known = labels >= 0
                 if known.any():
-                    p = probabilities[known, labels[known]]
-                    losses += float(-np.log(p.clip(1e-7)).sum())
+                    losses += float(
+                        negative_log_likelihood(labels[known], probabilities[known], multi_label=multi_label).sum()
+                    )
                     n += int(known.sum())
-                    auroc = scores(labels, probabilities)["auroc"]
-                    aurocs += [] if auroc is None else [float(auroc)]
+                    found = scores(labels, probabilities, metrics=("auroc",), multi_label=multi_label)["auroc"]
+                    aurocs += [] if found is None else [float(found)]
             else:
                 self.model.eval()
                 with torch.no_grad():
@@ -182,27 +207,32 @@ class Trainer:
     def predict(
         self, records: SiteRecords, *, split: str, organ: str, known: Collection[str] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) labels (-1 unknown) and (N, classes) probabilities, in the order of `records.studies`.
+        """(N,) labels and (N, classes) probabilities of `predictions`."""
+        found = self.predictions(records, split=split, organ=organ, known=known)
+        return found.labels, found.probabilities
+
+    def predictions(
+        self, records: SiteRecords, *, split: str, organ: str, known: Collection[str] | None = None
+    ) -> Predictions:
+        """What the model says of every patient of a split, in the order of `records.studies`.
 
         known: modalities that the model was trained on (None: all); others are hidden from it, since an encoder at its
         initial weights only adds noise. A study with none left gets equal probabilities.
         """
         self.model.eval()
-        slots = self.model.vocabulary.organs[organ].modalities
-        keep = torch.tensor([known is None or m in known for m in slots])
-        labels, probabilities = [], []
+        spec = self.model.vocabulary.organs[organ]
+        keep = torch.tensor([known is None or m in known for m in spec.modalities])
+        parts = []
         with torch.no_grad(), self._autocast():
             for batch in records.eval_batches(split=split, organ=organ):
                 seen = replace(batch, present=batch.present & keep)
                 p = self.model.probabilities(self.model.logits(seen.to(self.device)).float(), organ).cpu()
-                p[~seen.present.any(1)] = 1 / p.shape[1]
-                labels.append(batch.label.cpu().numpy())
-                probabilities.append(p.numpy())
-        if not labels:
-            return np.zeros(0, np.int64), np.zeros(
-                (0, len(self.model.vocabulary.organs[organ].abnormalities)), np.float32
-            )
-        return np.concatenate(labels), np.concatenate(probabilities)
+                p[~seen.present.any(1)] = 0.5 if spec.multi_label else 1 / p.shape[1]
+                parts.append(Predictions(batch.label.cpu().numpy(), p.numpy(), seen.present.sum(1).cpu().numpy()))
+        if not parts:
+            empty = np.zeros((0, len(spec.abnormalities)), np.float32)
+            return Predictions(np.zeros(0, np.int64), empty, np.zeros(0, np.int64))
+        return Predictions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def use_threads(self) -> None:
         """The process's thread count is anyone's to set; sums depend on it, so it is set before every piece of work."""

@@ -7,10 +7,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from configs.schema import Config, ConfigError, check, default_of
 from medmap_model.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parent
 GROUPS = (
@@ -24,11 +27,15 @@ GROUPS = (
     "engine",
     "evaluation",
     "experiment",
+    "variant",
 )
 
 
 def load(overrides: Sequence[str] = ()) -> Config:
     """Compose the YAML groups with Hydra-style overrides (`sites=iid`, `stage.pretrain.lr=1e-3`).
+
+    A `variant` is applied last, over every other setting: an experiment with a component left out stays the same
+    experiment, whatever else is overridden.
 
     Raises ConfigError, one line, for an unknown key or choice, a wrong type, or a value out of range.
     """
@@ -45,8 +52,11 @@ def load(overrides: Sequence[str] = ()) -> Config:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(ROOT), version_base="1.3"):
-            composed = compose("config", overrides=list(overrides))
-        config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+            composed = compose("config", overrides=[o for o in overrides if not o.startswith("variant=")])
+        for override in overrides:
+            if override.startswith("variant="):
+                composed.variant = override.partition("=")[2]
+        config: Config = OmegaConf.to_object(_varied(composed))  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from None
     check(config)
@@ -100,6 +110,19 @@ def keys(config: Any = Config, path: str = "") -> Iterator[tuple[str, Any, str]]
             yield from keys(type(default), f"{path}{f.name}.")
         else:
             yield f"{path}{f.name}", default, f.metadata.get("help", "")
+
+
+def _varied(composed: DictConfig) -> DictConfig:
+    """The settings with those of their variant on top; `${without:key}` in a variant is the value it replaces."""
+    from omegaconf import OmegaConf
+
+    _check_override(f"variant={composed.variant}")
+    # Values, not nodes: a variant may replace a setting by something that depends on what it was.
+    OmegaConf.register_new_resolver("without", lambda key: OmegaConf.select(composed, key), replace=True)
+    OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
+    change = OmegaConf.load(ROOT / "variant" / f"{composed.variant}.yaml")
+    OmegaConf.resolve(change)
+    return cast("DictConfig", OmegaConf.merge(composed, change))
 
 
 def choices(group: str) -> list[str]:

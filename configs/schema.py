@@ -374,6 +374,10 @@ class Config:
         ["local", "pooled", "naive"], "trained for comparison", choices=("local", "pooled", "naive")
     )
     bootstrap: int = setting(500, "resamples behind each confidence interval; 0: none", minimum=0, maximum=100_000)
+    variant: str = setting(
+        "none", "what is left out, for an ablation (configs/variant): applied over all other settings"
+    )
+    sweep: dict[str, list[Any]] = setting({}, "what `medmap-sim -m` varies unless the command line does: key -> values")
     data: DataConfig = field(default_factory=DataConfig)
     sites: SitesConfig = field(default_factory=SitesConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -144,7 +144,7 @@ class MedMAP(nn.Module):
 
         What `torch.func.vmap` and an exported graph need. Costs as much as if all modalities were there.
         """
-        b = len(present)
+        b = present.shape[0]  # a symbol when exported
         shown = present[:, :, None, None, None]
         volumes = torch.where(shown, volumes, torch.zeros_like(volumes))  # not a product: 0 * nan is nan
         pooled, tokens = [], []
@@ -177,11 +177,11 @@ class MedMAP(nn.Module):
         return F.normalize(self.text_projection(full_precision(embedding)), dim=-1)
 
     def class_embeddings(self, organ: str) -> Tensor:
-        """(C, D) unit vectors: each class's prompt ensemble, the mean over its prompts' unit vectors."""
-        bank = self.texts.bank(organ, "prompts")
-        each = self.text_embeddings(bank.embedding)
+        """(C, D) unit vectors: each class's prompt ensemble, the mean of its prompts' unit vectors in every template."""
+        embedding, label = self.texts.ensemble(organ)
+        each = self.text_embeddings(embedding)
         classes = range(len(self.vocabulary.organs[organ].abnormalities))
-        return F.normalize(torch.stack([each[bank.label == c].mean(0) for c in classes]), dim=1)
+        return F.normalize(torch.stack([each[label == c].mean(0) for c in classes]), dim=1)
 
     def sharpness(self, config: PretrainConfig) -> objectives.Sharpness:
         """The learned temperature, within the bounds of the settings, and bias."""

@@ -30,20 +30,30 @@ def federate(
     condition: str = "federated",
     sites: int | None = None,
     progress: Progress | None = None,
+    data: str | None = None,
 ) -> Federation:
     """Run both stages over a grid; returns the finished `Federation` (weights, state, history).
 
-    folder: receives `checkpoints/` and `metrics.jsonl`; a checkpoint in it is resumed from.
+    folder: receives `checkpoints/` and `metrics.jsonl`; a checkpoint in it is resumed from. data: what the sites train on,
+    for the checkpoints to say; None: `data.kind`.
     """
     from configs import from_json, load_vocabulary
+    from medmap_model.checkpoint import Companions, TextTable
     from medmap_model.groups import layout, pack
+    from medmap_model.initialise import initialise
     from medmap_model.model import build_model
     from medmap_model.text import build_text_encoder
+    from server.progress import Event
     from server.rounds import Federation
 
     config = from_json(config_json)
     vocabulary, text = load_vocabulary(config.data.vocabulary), build_text_encoder(config.text)
-    model = build_model(config.model, vocabulary, text, seed=config.seed)
+    texts = TextTable.of(text)
+    model = build_model(config.model, vocabulary, texts, seed=config.seed)
+    if config.model.init != "random":  # the server alone: sites train what it sends
+        report = initialise(model, config.model.init)
+        if progress is not None:
+            progress(Event("message", condition, text=str(report)))
     plan = layout(model)
     federation = Federation(
         grid,
@@ -56,6 +66,7 @@ def federate(
         condition=condition,
         progress=progress,
         sites=sites,
+        companions=Companions(config, vocabulary, texts, data=data or config.data.kind),
     )
     federation.run()
     return federation
@@ -79,7 +90,9 @@ def main(grid: Grid, context: Context) -> None:
     sites_file = str(values.get("sites-file") or "")
     sites = len(json.loads(Path(sites_file).read_text(encoding="utf-8"))) if sites_file else None
     with make_progress(plain=True) as progress:
-        federation = federate(grid, config_json, folder=folder, sites=sites, progress=progress)
+        # Without a sites file every hospital brings its own manifest, whatever `data.kind` says.
+        data = config.data.kind if sites_file else "manifest"
+        federation = federate(grid, config_json, folder=folder, sites=sites, progress=progress, data=data)
     write_json(
         folder / "summary.json",
         {

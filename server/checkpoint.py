@@ -1,6 +1,8 @@
 """Checkpoints of a federation: safetensors + JSON, no pickle, written whole or not at all.
 
-`checkpoints/finetune-0007/` holds `model.safetensors` (parameter name -> tensor) and `state.json` (what is needed to go on).
+`checkpoints/finetune-0007/` holds `model.safetensors` (parameter name -> tensor) and `state.json` (what is needed to go on),
+and what makes it describe itself: `model.json` and `texts.safetensors` (`medmap_model/checkpoint.py`).
+Kept are the latest, the best of the present stage, and what stage 1 ended with (for `evaluation.zero_shot`).
 Resuming is a first-class use: the loop draws every random number from (seed, stage, round, site), so weights and this
 state are all that a round depends on.
 """
@@ -17,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from medmap_model.checkpoint import CheckpointError
+from medmap_model.checkpoint import latest as latest
+
 Layout = Mapping[str, list[tuple[str, Any]]]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says which and why."""
 
 
 def to_tensors(vectors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
@@ -56,8 +57,19 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def save(folder: Path, name: str, vectors: Mapping[str, np.ndarray], layout: Layout, state: Mapping[str, Any]) -> Path:
-    """Write `folder/name`, then drop every other checkpoint but `state["best"]`'s."""
+def save(
+    folder: Path,
+    name: str,
+    vectors: Mapping[str, np.ndarray],
+    layout: Layout,
+    state: Mapping[str, Any],
+    *,
+    beside: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write `folder/name`, then drop every other checkpoint but those that `state` names as `best` and `pretrained`.
+
+    beside: file name -> content of what else lies in it (`medmap_model.checkpoint.Companions`).
+    """
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,11 +77,13 @@ def save(folder: Path, name: str, vectors: Mapping[str, np.ndarray], layout: Lay
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     save_file(to_tensors(vectors, layout), temporary / "model.safetensors", metadata={"name": name})
+    for file, content in (beside or {}).items():
+        (temporary / file).write_bytes(content)
     write_json(temporary / "state.json", dict(state))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
     for other in folder.iterdir():
-        if other.is_dir() and other.name not in (name, state.get("best")):
+        if other.is_dir() and other.name not in (name, state.get("best"), state.get("pretrained")):
             shutil.rmtree(other, ignore_errors=True)
     return final
 
@@ -85,16 +99,3 @@ def load(path: Path, layout: Layout) -> tuple[dict[str, np.ndarray], dict[str, A
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint ({type(error).__name__}): choose another") from None
     return to_vectors(tensors, layout), state
-
-
-def latest(folder: Path) -> Path | None:
-    """The checkpoint with the most rounds behind it, or None."""
-    done: list[tuple[int, Path]] = []
-    for path in folder.glob("*/state.json"):
-        if path.parent.name.startswith("."):
-            continue
-        try:
-            done.append((int(json.loads(path.read_text(encoding="utf-8"))["completed"]), path.parent))
-        except (OSError, ValueError, KeyError):
-            continue
-    return max(done)[1] if done else None

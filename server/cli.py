@@ -12,7 +12,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Coordinate a federation: look at a run, write its report again.\n\n"
+    help="Coordinate a federation: look at a run, write its report again, export its model.\n\n"
     "A federation itself is started with `flwr run .` against a SuperLink, or simulated with `medmap-sim`.",
 )
 
@@ -55,6 +55,31 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A finished run's folder
     from server.report import write_report
 
     print(write_report(run_dir))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or one checkpoint in it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the exported model.")],
+    to: Annotated[str, typer.Option(help="safetensors, bundle (MONAI) or onnx.")] = "safetensors",
+) -> None:
+    """Write a model for others to use, with its model card (README.md): data, sites, scores, privacy, limits.
+
+    Of a finished run's folder the card tells the scores. An ONNX export is held against
+    torch and not written if a probability differs by more than 1e-4.
+
+    Example: medmap-server export outputs/demo -o exported --to onnx
+    """
+    from medmap_model.checkpoint import CheckpointError
+    from server.export import ExportError
+    from server.export import export as write
+
+    try:
+        print(write(checkpoint, output, kind=to))
+    except (CheckpointError, ExportError) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{output} cannot be written ({error.strerror}): choose another folder")
 
 
 def _fail(sentence: str) -> None:

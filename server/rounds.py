@@ -10,7 +10,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from configs.schema import Config, OptimConfig
-from medmap_model.contract import STAGES, Task
+from medmap_model.checkpoint import Companions
+from medmap_model.contract import STAGES, Card, Task
 from medmap_model.groups import trunks
 from medmap_model.vocabulary import Vocabulary
 from server import checkpoint, exchange
@@ -33,9 +34,10 @@ class State:
     """All that a round depends on besides the weights, and what has been seen so far. JSON-safe.
 
     completed: rounds done over both stages; best: checkpoint with the lowest validation loss of the present stage;
-    stale: rounds since; lines: rounds in metrics.jsonl; pending: the latest round's line, until the sites have validated
-    the model that it made (which rides on the next round's replies). run: an id for the sites' ledgers; receipts: site ->
-    how far its ledger had come.
+    stale: rounds since; pretrained: checkpoint that stage 1 ended with; lines: rounds in metrics.jsonl; pending: the latest
+    round's line, until the sites have validated the model that it made (which rides on the next round's replies); trained:
+    the sites that have returned an update, and the modalities and organs that they have patients of; run: an id for the
+    sites' ledgers (private runs alone); receipts: site -> how far its ledger had come.
     """
 
     condition: str
@@ -48,6 +50,8 @@ class State:
     finished: bool = False
     lines: int = 0
     pending: dict[str, Any] | None = None
+    pretrained: str | None = None
+    trained: dict[str, list[str]] = field(default_factory=lambda: {"sites": [], "modalities": [], "organs": []})
     run: str = ""
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -55,7 +59,8 @@ class State:
 class Federation:
     """One condition of a run: sites behind a grid, a global model, and the loop over both stages.
 
-    initial: group -> vector, the starting model. folder: where checkpoints and metrics.jsonl go.
+    initial: group -> vector, the starting model. folder: where checkpoints and metrics.jsonl go. companions: what makes its
+    checkpoints describe themselves.
     """
 
     def __init__(
@@ -71,12 +76,14 @@ class Federation:
         condition: str = "federated",
         progress: Progress | None = None,
         sites: int | None = None,
+        companions: Companions | None = None,
     ) -> None:
         self.grid, self.config, self.vocabulary = grid, config, vocabulary
         self.layout, self.text_hash, self.folder = layout, text_hash, folder
         self.progress: Progress | None = progress
-        self.expected = sites
-        self.vectors, self.state = initial, State(condition, run=uuid.uuid4().hex)
+        self.expected, self.companions = sites, companions
+        run = "" if config.privacy.kind == "none" else uuid.uuid4().hex
+        self.vectors, self.state = initial, State(condition, run=run)
         self.history: list[dict[str, Any]] = []
         resumed = checkpoint.latest(folder / "checkpoints")
         if resumed is not None:
@@ -141,6 +148,8 @@ class Federation:
     def _run_stage(self, stage: str, members: list[Member]) -> None:
         settings: OptimConfig = getattr(self.config.stage, stage)
         if self.state.stage != stage:
+            if self.state.round:
+                self.state.pretrained = self._name()
             self.state.stage, self.state.round, self.state.stale = stage, 0, 0
             self.state.best, self.state.best_val_loss = None, None
         self._tell("stage_start", stage=stage)
@@ -202,6 +211,7 @@ class Federation:
         self.vectors = aggregator.result()
         self.state.round += 1
         self.state.completed += 1
+        self._note_trained(m.card for m in members if m.card.site in replies)
         self.state.pending = {
             "condition": self.state.condition,
             "stage": stage,
@@ -283,8 +293,17 @@ class Federation:
     def _name(self) -> str:
         return f"{self.state.stage}-{self.state.round:04d}"
 
+    def _note_trained(self, cards: Iterable[Card]) -> None:
+        """A modality counts as trained when a site that has volumes of it has returned an update."""
+        for card in cards:
+            found = {"sites": {card.site: 1}, "modalities": card.volumes, "organs": card.studies}
+            for kind, counts in found.items():
+                self.state.trained[kind] = sorted({*self.state.trained[kind], *(k for k, n in counts.items() if n)})
+
     def _save(self) -> None:
-        checkpoint.save(self.folder / "checkpoints", self._name(), self.vectors, self.layout, asdict(self.state))
+        beside = self.companions.files(self.state.trained) if self.companions else None
+        folder = self.folder / "checkpoints"
+        checkpoint.save(folder, self._name(), self.vectors, self.layout, asdict(self.state), beside=beside)
 
     @property
     def _poll_s(self) -> float:

@@ -16,6 +16,7 @@ medmap-sim - simulate a federation of hospitals that trains MedMAP, and see what
 
   medmap-sim [run] [key=value ...]     data, federation, baselines, comparison, report
   medmap-sim phantom [key=value ...]   write the simulated MRI data only, and say where
+  medmap-sim -m key=a,b [key=value ..] a run per combination of values, one after the other, and a table over them
   medmap-sim config [key=value ...]    print every setting with its value and meaning
 
 examples
@@ -24,10 +25,12 @@ examples
   medmap-sim sites=label_skew sites.count=8 seed=1 output_dir=outputs/skew
   medmap-sim data=manifest data.manifest=my.csv sites=natural sites.column=hospital
   medmap-sim resume=outputs/demo               go on with an interrupted run
+  medmap-sim -m experiment=ablation            what each part of MedMAP brings: five variants, three seeds
 
 named settings
 {groups}
 A run leaves summary.json, report.html, config.yaml, metrics.jsonl, checkpoints/ and tensorboard/ in its output_dir.
+-m (--multirun) leaves a folder per run, sweep.csv, sweep_mean.csv and sweep.png; given again, it repeats no finished run.
 Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (it can be resumed).
 """
 
@@ -44,10 +47,18 @@ def _main(arguments: list[str]) -> int:
     if any(a in ("-h", "--help", "help") for a in arguments):
         print(HELP.format(groups="".join(f"  {g:<11} {', '.join(choices(g))}\n" for g in GROUPS)), end="")
         return 0
+    many = [a for a in arguments if a in ("-m", "--multirun")]
+    arguments = [a for a in arguments if a not in ("-m", "--multirun")]
     command = arguments.pop(0) if arguments and "=" not in arguments[0] else "run"
     if command not in ("run", "phantom", "config"):
         return _fail(f"there is no command '{command}': take run, phantom or config (medmap-sim --help)", 2)
+    if many and command != "run":
+        return _fail(f"{many[0]} runs what it varies: it does not go with '{command}'", 2)
     try:
+        if many:
+            from simulation.sweep import sweep
+
+            return sweep(arguments)
         config = load(arguments)
         if command == "config":
             return _print_config(config)
@@ -115,3 +126,7 @@ def _print_config(config: Config) -> int:
 def _fail(sentence: str, code: int) -> int:
     print(f"medmap-sim: {sentence}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":  # each run of a sweep is `python -m simulation.cli`
+    main()

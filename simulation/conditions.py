@@ -22,9 +22,10 @@ import numpy as np
 from client.manifest import ManifestError
 from client.problems import DataError
 from client.site import SiteEntry, open_records, trainer_for
-from client.training import Trainer
+from client.training import Predictions, Trainer
 from configs import from_json, to_json
 from configs.schema import Config
+from medmap_model.encoders import ModelError
 from medmap_model.groups import unpack
 from medmap_model.text import TextEncoderError
 from server.app import federate
@@ -43,7 +44,16 @@ class ConditionError(RuntimeError):
 
 
 # What a user, not the program, has to mend: each says in its text what is wrong, where, and what to do.
-MISTAKES = (ConditionError, FederationError, CheckpointError, ManifestError, DataError, TextEncoderError, OSError)
+MISTAKES = (
+    ConditionError,
+    FederationError,
+    CheckpointError,
+    ManifestError,
+    DataError,
+    ModelError,
+    TextEncoderError,
+    OSError,
+)
 
 
 @dataclass(frozen=True)
@@ -163,34 +173,40 @@ def cache_dir(config: Config, run_dir: Path) -> Path:
 
 
 def _describe(config: Config, hospitals: Sequence[Hospital], run_dir: Path, trainer: Trainer) -> dict[str, Any]:
-    """What only a process with model and volumes at hand can tell: sites, model, device; and the example pictures."""
+    """What only a process with model and volumes at hand can tell: sites, model, device, evaluation; the example pictures."""
     from simulation.describe import describe_hospital, describe_model
+    from simulation.evaluate import evaluate
     from simulation.examples import write_examples
 
     vocabulary = trainer.model.vocabulary
-    write_examples(run_dir, hospitals, config, vocabulary)
+    write_examples(run_dir, hospitals, config, vocabulary, trainer)
     records = {h.entry.name: open_records(config, h.entry.manifests, cache_dir(config, run_dir)) for h in hospitals}
     return {
         "sites": [describe_hospital(h, records[h.entry.name], vocabulary) for h in hospitals],
         "description": describe_model(trainer.model),
+        "evaluation": evaluate(config, trainer, hospitals, run_dir) or None,
         "device": str(trainer.device),
     }
 
 
 def _predict(job: Job, config: Config, hospitals: Sequence[Hospital], run_dir: Path, path: Path) -> None:
-    """Every test set of every hospital: arrays `<hospital>/<split>/<organ>/labels` and `.../probabilities`."""
+    """Every test set of every hospital, and the validation patients of those trained on, who set the operating point.
+
+    Arrays `<hospital>/<split>/<organ>/` labels, probabilities and modalities (how many the model could use).
+    """
     trainer, cache = trainer_for(job.config_json), cache_dir(config, run_dir)
     trained_on = [open_records(config, s.manifests, cache).counts("train") for s in job.sites]
     modalities = {m for volumes, _ in trained_on for m, n in volumes.items() if n}
     organs = {o for _, studies in trained_on for o, n in studies.items() if n}
+    manifests = {m for s in job.sites for m in s.manifests}
     arrays: dict[str, np.ndarray] = {}
     for hospital in hospitals:
         records = open_records(config, hospital.entry.manifests, cache)
-        for split in ("test", "common"):
+        validates = not hospital.external and manifests.issuperset(hospital.entry.manifests)
+        for split in ("val", "test", "common") if validates else ("test", "common"):
             for organ in set(records.organs(split)) & organs:
-                labels, p = trainer.predict(records, split=split, organ=organ, known=modalities)
-                key = f"{hospital.entry.name}/{split}/{organ}"
-                arrays[f"{key}/labels"], arrays[f"{key}/probabilities"] = labels, p
+                found = trainer.predictions(records, split=split, organ=organ, known=modalities)
+                arrays |= {f"{hospital.entry.name}/{split}/{organ}/{k}": v for k, v in found._asdict().items()}
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp.npz")
     np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
@@ -276,8 +292,8 @@ def _drain(events: Any) -> Iterator[Event]:
             return
 
 
-def load_predictions(run_dir: Path, model: str) -> dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]]:
-    """(hospital, split, organ) -> (labels, probabilities)."""
+def load_predictions(run_dir: Path, model: str) -> dict[tuple[str, str, str], Predictions]:
+    """(hospital, split, organ) -> labels, probabilities, modalities."""
     with np.load(run_dir / "predictions" / f"{model}.npz", allow_pickle=False) as z:
-        names = {k.rsplit("/", 1)[0] for k in z.files}
-        return {tuple(n.split("/")): (z[f"{n}/labels"], z[f"{n}/probabilities"]) for n in sorted(names)}
+        names = sorted({k.rsplit("/", 1)[0] for k in z.files})
+        return {tuple(n.split("/")): Predictions(*(z[f"{n}/{f}"] for f in Predictions._fields)) for n in names}

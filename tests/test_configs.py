@@ -47,6 +47,18 @@ def test_a_mistake_is_one_line_that_names_key_and_choices(override, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_variant_lies_over_every_other_setting():
+    """Else an experiment whose rounds are overridden would pre-train in its `no_pretraining`."""
+    config = load(["variant=no_pretraining", "stage.pretrain.rounds=3", "stage.finetune.rounds=5"])
+    assert (config.variant, config.stage.pretrain.rounds, config.stage.finetune.rounds) == ("no_pretraining", 0, 5)
+    equal = load(["stage.pretrain.rounds=3", "variant=no_pretraining_equal", "stage.finetune.rounds=5"])
+    assert (equal.stage.pretrain.rounds, equal.stage.finetune.rounds) == (0, 8)
+    assert from_json(to_json(equal)) == equal, "and is not applied twice"
+    assert load(["variant=none", "seed=2"]) == load(["seed=2"])
+    with pytest.raises(ConfigError, match="variant=no_cca is not a choice: take one of full, no_cct, no_csa"):
+        load(["variant=no_cca"])
+
+
 def test_every_setting_says_what_it_means():
     assert [k for k, _, meaning in keys() if not meaning] == []
 

@@ -5,10 +5,12 @@ N is the number of positions of the last feature map, in raster order, C its cha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 _EPSILON = 1e-5
 
@@ -36,10 +38,34 @@ class Encoder(nn.Module):
 
     channels: int
     stem_channels: int
+    checkpointing: bool = False
+    channels_last: bool = False
 
     def forward(self, volume: Tensor, modality: Tensor | None = None) -> Encoded:
         """(B, 1, D, H, W), and (B, stem_channels) or None -> tokens (B, N, C), pooled (B, C)."""
         raise NotImplementedError
+
+    def _laid_out(self, volume: Tensor) -> Tensor:
+        """The same volume, on a GPU in the memory format that its convolutions are fastest in, if the settings say so."""
+        if self.channels_last and volume.is_cuda:
+            return volume.contiguous(memory_format=torch.channels_last_3d)
+        return volume
+
+    def _run(self, block: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        """block(h); with `checkpointing`, its activations are computed again in the backward pass instead of kept."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, h, use_reentrant=False)
+        return block(h)
+
+
+def told(h: Tensor, modality: Tensor | None) -> Tensor:
+    """A feature map (B, C, D, H, W) with the modality's vector (B, C), if any, added to every position."""
+    return h if modality is None else h + modality[:, :, None, None, None]
+
+
+def in_raster_order(h: Tensor) -> Tensor:
+    """A feature map (B, C, D, H, W) -> tokens (B, N, C)."""
+    return h.flatten(2).transpose(1, 2)
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from configs.schema import EncoderConfig
-from medmap_model.encoders.base import Encoded, Encoder, ModelError, full_precision
+from medmap_model.encoders.base import Encoded, Encoder, ModelError, full_precision, in_raster_order, told
 
 _GROUPS = 4
 
@@ -60,16 +58,9 @@ class ConvEncoder(Encoder):
 
     def forward(self, volume: Tensor, modality: Tensor | None = None) -> Encoded:
         """(B, 1, D, H, W), 8 voxels or more along each edge -> tokens (B, N, C), pooled (B, C): their mean."""
-        if self.channels_last and volume.is_cuda:
-            volume = volume.contiguous(memory_format=torch.channels_last_3d)
-        h = self.stem(volume)
-        if modality is not None:
-            h = h + modality[:, :, None, None, None]
+        h = told(self.stem(self._laid_out(volume)), modality)
         h = self.down(F.relu(h))
         for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, use_reentrant=False)
-            else:
-                h = block(h)
-        tokens = F.relu(h).flatten(2).transpose(1, 2)
+            h = self._run(block, h)
+        tokens = in_raster_order(F.relu(h))
         return Encoded(tokens, full_precision(tokens).mean(1))

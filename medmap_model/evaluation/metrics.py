@@ -1,96 +1,93 @@
-"""Scores of predicted probabilities (N, C) against labels (N,), with percentile-bootstrap confidence intervals."""
+"""Scores of predicted probabilities (N, C) against labels (N,), with percentile-bootstrap confidence intervals.
+
+The one evaluator: a hospital's validation, the simulation's comparison and every robustness test use it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
-METRICS = ("auroc", "balanced_accuracy", "macro_f1")
+from medmap_model.evaluation.metrics_case import Threshold, build_case, undefined
+from medmap_model.evaluation.metrics_point import point
+from medmap_model.evaluation.metrics_resampled import on_resamples
+
+METRICS = ("auroc", "balanced_accuracy", "macro_f1", "sensitivity", "specificity", "mcc", "kappa", "ece")
 
 
-def scores(labels: np.ndarray, probabilities: np.ndarray, *, bootstrap: int = 0, seed: int = 0) -> dict[str, Any]:
-    """AUROC, balanced accuracy, macro F1 and n; each score None where it is undefined (fewer than two classes).
+def scores(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    bootstrap: int = 0,
+    seed: int = 0,
+    threshold: Threshold = None,
+    multi_label: bool = False,
+    metrics: Collection[str] = METRICS,
+    classes: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Every metric and n; None, with a line in `reasons`, where a metric is undefined for these patients.
 
-    labels: (N,) int, -1 (unknown) is left out. probabilities: (N, C). AUROC is class 1's for C = 2, else the mean
-    one-versus-rest over the classes present. With bootstrap > 0 also `<metric>_ci`: [low, high], 95 %, percentiles over
-    resampled patients; resamples of a single class are dropped. Raises ValueError for predictions that are not finite.
+    labels: (N,) int, the class or (multi_label) the bit set of classes; -1 (unknown) is left out. probabilities: (N, C).
+    threshold: operating point of sensitivity and specificity, one for all classes or one each, as `operating_points`
+    gives them; None: 0.5. classes: their names, for the reasons. With bootstrap > 0 also `<metric>_ci`: [low, high],
+    95 %, percentiles over resampled patients; resamples in which a metric is undefined are dropped.
+
+    Two classes: AUROC, sensitivity and specificity are class 1's. More: the mean over the one-versus-rest problems. A
+    class that no patient has is left out of every mean. multi_label: means over the labels that some patients have and
+    others lack, decided at 0.5 (but for sensitivity and specificity). kappa: Cohen's, unweighted. mcc: Matthews'
+    (Gorodkin 2004 for more classes); 0 when everybody is given one class. ece: expected calibration error of the
+    likeliest class in 15 bins; small sets read high, so compare it on the same number of patients only; its interval is
+    the spread of the resamples around the value. Raises ValueError for predictions that are not finite.
     """
-    labels = np.asarray(labels)
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    known = labels >= 0
-    y, p = labels[known].astype(np.int64), probabilities[known]
-    if not np.isfinite(p).all():
-        raise ValueError(f"{(~np.isfinite(p).all(1)).sum()} of {len(p)} predictions are not finite: training diverged")
-    result: dict[str, Any] = dict.fromkeys(METRICS) | {"n": len(y)}
+    case = build_case(labels, probabilities, threshold=threshold, multi_label=multi_label)
+    values = point(case, metrics)
+    result: dict[str, Any] = {m: None if np.isnan(v) else v for m, v in values.items()} | {"n": len(case)}
     if bootstrap > 0:
-        result |= dict.fromkeys(f"{m}_ci" for m in METRICS)
-    if len(np.unique(y)) < 2:
-        return result
-    point = _score(y[None], p[None])
-    result |= {m: float(point[m][0]) for m in METRICS}
-    if bootstrap > 0:
-        for m, spread in resampled(y, p, bootstrap=bootstrap, seed=seed).items():
-            result[f"{m}_ci"] = interval(spread)
+        spread = resampled(
+            labels, probabilities, bootstrap=bootstrap, seed=seed, threshold=threshold, multi_label=multi_label,
+            metrics=metrics,
+        )  # fmt: skip
+        result |= {f"{m}_ci": None if result[m] is None else interval(s) for m, s in spread.items()}
+    if missing := [m for m in metrics if result[m] is None]:
+        result["reasons"] = dict.fromkeys(missing, undefined(case, classes))
     return result
 
 
-def resampled(labels: np.ndarray, probabilities: np.ndarray, *, bootstrap: int, seed: int) -> dict[str, np.ndarray]:
-    """metric -> (bootstrap,) scores over patients drawn with replacement; nan where a draw has a single class.
+def resampled(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    bootstrap: int,
+    seed: int,
+    threshold: Threshold = None,
+    multi_label: bool = False,
+    metrics: Collection[str] = METRICS,
+) -> dict[str, np.ndarray]:
+    """metric -> (bootstrap,) scores over patients drawn with replacement; nan where a draw leaves it undefined.
 
     The draws depend on the number of patients and the seed alone, so that models scored on the same patients are
     resampled alike: the mean or the difference of two such arrays is a paired bootstrap.
     """
-    known = labels >= 0
-    y, p = labels[known].astype(np.int64), np.asarray(probabilities, np.float64)[known]
-    spread = {m: np.full(bootstrap, np.nan) for m in METRICS}
-    if not len(y):
-        return spread
-    rows = np.random.default_rng(seed).integers(len(y), size=(bootstrap, len(y)))
-    drawn = y[rows]
-    good = (drawn != drawn[:, :1]).any(1)
-    if good.any():
-        found = _score(drawn[good], p[rows[good]])
-        for m in METRICS:
-            spread[m][good] = found[m]
-    return spread
+    case = build_case(labels, probabilities, threshold=threshold, multi_label=multi_label)
+    n = len(case)
+    if not n:
+        return {m: np.full(bootstrap, np.nan) for m in metrics}
+    rows = np.random.default_rng(seed).integers(n, size=(bootstrap, n))
+    flat = (rows + n * np.arange(bootstrap)[:, None]).ravel()
+    counts = np.bincount(flat, minlength=bootstrap * n).reshape(bootstrap, n)
+    draws = on_resamples(case, counts, metrics)
+    if "ece" in draws and bootstrap:
+        # A patient drawn twice fills a bin with copies: every resample looks worse calibrated than the set itself, and the
+        # interval could leave out the value. Only the spread is kept.
+        value = on_resamples(case, np.ones((1, n)), ("ece",))["ece"]
+        draws["ece"] = (draws["ece"] - draws["ece"].mean() + value).clip(0, 1)
+    return draws
 
 
 def interval(spread: np.ndarray) -> list[float] | None:
     """[low, high]: 95 % percentile interval of resampled scores, None when there are none."""
     known = spread[~np.isnan(spread)]
     return [float(v) for v in np.percentile(known, [2.5, 97.5])] if len(known) else None
-
-
-def _score(y: np.ndarray, p: np.ndarray) -> dict[str, np.ndarray]:
-    """R resamples at once: (R, N), (R, N, C) -> metric -> (R,). Each row holds two classes or more."""
-    classes = p.shape[2]
-    guess = p.argmax(2)
-    truth = y[..., None] == np.arange(classes)  # (R, N, C)
-    chosen = guess[..., None] == np.arange(classes)
-    support, picked, hits = truth.sum(1), chosen.sum(1), (truth & chosen).sum(1)
-    there = support > 0
-    recall = hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(support + picked, 1)
-    return {
-        "auroc": _auroc(truth, p, there),
-        "balanced_accuracy": _mean(recall, there),
-        "macro_f1": _mean(f1, there),
-    }
-
-
-def _auroc(truth: np.ndarray, p: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve from mid-ranks (Mann-Whitney): (R, N, C) -> (R,)."""
-    if p.shape[2] == 2:  # class 1 alone: the two classes give the same area
-        truth, p, there = truth[..., 1:], p[..., 1:], np.ones_like(there[:, 1:])
-    ranks = rankdata(p, axis=1)
-    positive = truth.sum(1)
-    negative = truth.shape[1] - positive
-    area = ((ranks * truth).sum(1) - positive * (positive + 1) / 2) / np.maximum(positive * negative, 1)
-    return _mean(area, there)
-
-
-def _mean(values: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """(R, C) -> (R,): mean over the classes that are there."""
-    return (values * there).sum(1) / there.sum(1)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from configs.schema import FusionConfig
 from medmap_model.fusion.inputs import FusionInput
-from medmap_model.fusion.layers import EncoderLayer
+from medmap_model.fusion.layers import EncoderLayer, masked_mean
 
 
 class CompactFusion(nn.Module):
@@ -22,7 +22,8 @@ class CompactFusion(nn.Module):
         self.norm_out = nn.LayerNorm(dim)
 
     def forward(self, given: FusionInput) -> Tensor:
-        """(B, D). What an absent slot holds does not matter, as long as it is finite."""
+        """(B, D). What an absent slot holds does not matter."""
+        given = given.blanked()
         b, m, _ = given.pooled.shape
         tokens = self.norm_in(given.pooled) + given.modality
         asked = given.query.expand(b, 1, -1)
@@ -31,6 +32,4 @@ class CompactFusion(nn.Module):
         attend = F.pad(given.present, (1, 0), value=True)
         for layer in self.layers:
             x = layer(x, attend)
-        weight = given.present.to(x.dtype)[..., None]
-        mean = (x[:, 1:] * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return self.norm_out(x[:, 0] + mean)
+        return self.norm_out(x[:, 0] + masked_mean(x[:, 1:], given.present))

@@ -1,6 +1,8 @@
-"""Building blocks of the fusions: pre-norm attention over tokens (B, T, W) with a mask, and modality dropout."""
+"""Building blocks of the fusions: pre-norm attention over tokens (B, T, W) with a mask, masked means, and modality dropout."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,10 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries (B, T, W) over a memory (B, U, W); what the mask hides has no say."""
+    """Multi-head attention of queries (B, T, W) over a memory (B, U, W); what the mask hides has no say.
+
+    Written out, since torch's fused attention has no batching rule: under `vmap` it would run record by record.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -17,14 +22,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, memory: Tensor, attend: Tensor) -> Tensor:
-        """attend: (B, U) bool, which positions of the memory may be looked at; one at least in every row."""
+        """attend: (B, U) bool, which positions of the memory may be looked at. With none, only the output's bias is left."""
         b, t, w = x.shape
-        q = self.query(x).view(b, t, self.heads, -1).transpose(1, 2)
-        k, v = self.key_value(memory).view(b, memory.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=attend[:, None, None], dropout_p=self.dropout if self.training else 0.0
-        )
-        return self.out(mixed.transpose(1, 2).reshape(b, t, w))
+        size = w // self.heads
+        q = (self.query(x) / math.sqrt(size)).view(b, t, self.heads, size).transpose(1, 2)
+        k, v = self.key_value(memory).view(b, memory.shape[1], 2, self.heads, size).permute(2, 0, 3, 1, 4)
+        # A low number, not -inf: where nothing is seen, -inf would make the softmax and its gradient not a number.
+        unseen = torch.zeros_like(attend, dtype=x.dtype).masked_fill(~attend, torch.finfo(x.dtype).min / 2)
+        weight = (q @ k.transpose(2, 3) + unseen[:, None, None]).softmax(3)
+        mixed = F.dropout(weight, self.dropout, self.training) @ v
+        told = mixed.transpose(1, 2).reshape(b, t, w) * attend.any(1)[:, None, None]
+        return self.out(told)
 
 
 class FeedForward(nn.Module):
@@ -73,6 +81,12 @@ class DecoderLayer(nn.Module):
         told = self.cross(self.norm2(x), self.norm_memory(memory), attend_memory)
         x = x + F.dropout(told, self.dropout, self.training)
         return x + F.dropout(self.feed(self.norm3(x)), self.dropout, self.training)
+
+
+def masked_mean(tokens: Tensor, there: Tensor) -> Tensor:
+    """(B, T, W), (B, T) bool -> (B, W): mean over the tokens that are there; 0 where none is."""
+    weight = there.to(tokens.dtype)[..., None]
+    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def drop_modalities(present: Tensor, *, rate: float) -> Tensor:

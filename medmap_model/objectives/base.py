@@ -1,4 +1,4 @@
-"""What the objectives of stage 1 share: who is a positive of whom, the learned sharpness, means over slots.
+"""What the objectives of stage 1 share: their texts and images, the learned sharpness, InfoNCE, means over slots.
 
 Shapes everywhere in this package: B records, S image slots (the modalities and, last, their mean), D shared space,
 E text embedding, T texts, C classes. An objective of stage 1 has the signature of `Objective` and returns named terms,
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from configs.schema import PretrainConfig
 
-_EXCLUDED = -1e4  # finite: a row without any candidate must not turn the gradient into nan
+EXCLUDED = -1e4  # finite: a row without any candidate must not turn the gradient into nan
 
 
 class Texts(NamedTuple):
@@ -28,6 +28,17 @@ class Texts(NamedTuple):
     embedding: Tensor
     positive: Tensor
     candidate: Tensor
+
+
+class Past(NamedTuple):
+    """Images of past records of the round, without gradient: what a report, or a transport plan, may choose as well.
+
+    image: (Q, S, D) unit norm. valid: (Q, S) bool. positive: (Q, T) bool, over the T reports of `Texts`.
+    """
+
+    image: Tensor
+    valid: Tensor
+    positive: Tensor
 
 
 class Sharpness(NamedTuple):
@@ -48,9 +59,11 @@ class Objective(Protocol):
         bank: Texts | None,
         sharpness: Sharpness,
         settings: PretrainConfig,
+        past: Past | None = None,
     ) -> dict[str, Tensor]:
         """image (B, S, D) unit norm, valid (B, S) bool. reports: the first B texts are the records' own, in order;
-        more may follow (hard negatives, a queue). bank: public texts, or None. Returns terms, among them `loss`."""
+        more may follow (past reports, hard negatives). bank: public texts, or None. past: images of the past reports.
+        Returns terms, among them `loss`."""
         ...
 
 
@@ -71,50 +84,14 @@ def bounded_temperature(position: Tensor, *, start: float, bounds: tuple[float, 
     return torch.exp(math.log(low) + (math.log(high) - math.log(low)) * unit)
 
 
-def report_positives(label: Tensor, report: Tensor, has_report: Tensor, *, positives: str, same_text: float) -> Tensor:
-    """(B, B) bool: [i, j] is whether report j says what record i shows.
-
-    positives="abnormality": same label where both are known, else as "text"; "text": cosine of the two reports is at
-    least same_text. A record's own report is always a positive; a missing report never is.
-    label (B,), report (B, E) unit norm or zero, has_report (B,) bool.
-    """
-    both_written = has_report[:, None] & has_report[None]
-    same = (report @ report.T >= same_text) & both_written
-    if positives == "abnormality":
-        known = label >= 0
-        same = torch.where(known[:, None] & known[None], label[:, None] == label[None], same)
-    own = torch.eye(len(label), dtype=torch.bool, device=label.device)
-    return (same | own) & has_report[None]
-
-
-def prompt_positives(
-    label: Tensor,
-    report: Tensor,
-    has_report: Tensor,
-    prompt: Tensor,
-    prompt_label: Tensor,
-    *,
-    positives: str,
-    same_text: float,
-) -> Tensor:
-    """(B, P) bool: whether public prompt p says what record i shows; the rule of `report_positives`.
-
-    prompt (P, E) unit norm; prompt_label (P,): the class of a prompt of this organ, -2 for another organ's.
-    """
-    same = (report @ prompt.T >= same_text) & has_report[:, None]
-    if positives == "abnormality":
-        same = torch.where((label >= 0)[:, None], label[:, None] == prompt_label[None], same)
-    return same & (prompt_label >= 0)[None]
-
-
 def multi_positive(logits: Tensor, positive: Tensor, candidate: Tensor) -> Tensor:
     """-log(sum over positives of exp / sum over candidates of exp) along the last axis: (..., T) -> (...).
 
     Multi-positive InfoNCE (MIL-NCE, Miech et al. 2020, arXiv 1912.06430, eq. 1). Rows without a positive hold
     garbage: weigh them zero. positive and candidate broadcast to logits; a positive must be a candidate.
     """
-    every = torch.logsumexp(logits.masked_fill(~candidate, _EXCLUDED), -1)
-    return every - torch.logsumexp(logits.masked_fill(~positive, _EXCLUDED), -1)
+    every = torch.logsumexp(logits.masked_fill(~candidate, EXCLUDED), -1)
+    return every - torch.logsumexp(logits.masked_fill(~positive, EXCLUDED), -1)
 
 
 def slot_mean(values: Tensor, valid: Tensor) -> Tensor:
@@ -125,6 +102,11 @@ def slot_mean(values: Tensor, valid: Tensor) -> Tensor:
     count = valid.sum(0)
     per_slot = values.masked_fill(~valid, 0.0).sum(0) / count.clamp(min=1)
     return per_slot.sum() / (count > 0).sum().clamp(min=1)
+
+
+def record_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """(B, S) -> (B,): each record's mean over its own valid slots, 0 if it has none; no record sees another."""
+    return values.masked_fill(~valid, 0.0).sum(1) / valid.sum(1).clamp(min=1)
 
 
 def by_slot(mask: Tensor) -> Tensor:

@@ -35,6 +35,9 @@ class PublicTexts(nn.Module):
     _organ: Tensor
     _label: Tensor
     _slot: Tensor
+    _ensemble: Tensor
+    _ensemble_organ: Tensor
+    _ensemble_label: Tensor
     _queries: Tensor
     _modalities: Tensor
 
@@ -55,6 +58,12 @@ class PublicTexts(nn.Module):
         self.register_buffer("_organ", torch.tensor([r[0] for r in rows]), persistent=False)
         self.register_buffer("_label", torch.tensor([r[1] for r in rows]), persistent=False)
         self.register_buffer("_slot", torch.tensor([r[2] for r in rows]), persistent=False)
+        ensemble = [
+            (i, c, t) for i, o in enumerate(organs) for c, name in enumerate(o.abnormalities) for t in o.ensemble(name)
+        ]
+        self.register_buffer("_ensemble", text.embed([r[2] for r in ensemble]), persistent=False)
+        self.register_buffer("_ensemble_organ", torch.tensor([r[0] for r in ensemble]), persistent=False)
+        self.register_buffer("_ensemble_label", torch.tensor([r[1] for r in ensemble]), persistent=False)
         self.register_buffer("_queries", text.embed([o.query for o in organs]), persistent=False)
         texts = [(o.name, [o.modality_text(m) for m in o.modalities]) for o in organs]
         self._starts = {}
@@ -71,6 +80,14 @@ class PublicTexts(nn.Module):
         wanted = {"prompts": prompt, "attributes": ~prompt & mine, "both": prompt | mine}[kind]
         label = torch.where(mine, self._label, OTHER_ORGAN)
         return Bank(self.embedding[wanted], label[wanted], self._slot[wanted])
+
+    def ensemble(self, organ: str) -> tuple[Tensor, Tensor]:
+        """((T, E), (T,)): each class's prompts in each template of the organ, and the class of each.
+
+        The mean of a class's unit vectors is its zero-shot classifier (CLIP, arXiv 2103.00020, section 3.1.4).
+        """
+        mine = self._ensemble_organ == self._index[organ]
+        return self._ensemble[mine], self._ensemble_label[mine]
 
     def query(self, organ: str) -> Tensor:
         """(E,): the organ's class-independent question."""

@@ -126,7 +126,7 @@ class TransformerEncoder(_Cached):
 
     def __init__(self, config: TextConfig) -> None:
         self._name, self._source = config.model, model_folder(config.model)
-        settings = _json(self._source / "config.json")
+        settings = _json(self._source / "config.json", config.model)
         try:
             self.dim = int(settings["hidden_size"])
             positions = int(settings["max_position_embeddings"])
@@ -146,9 +146,21 @@ class TransformerEncoder(_Cached):
         try:
             with _quiet():
                 tokenizer = AutoTokenizer.from_pretrained(self._source, local_files_only=True)
-                model = AutoModel.from_pretrained(self._source, local_files_only=True, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise TextEncoderError(f"text.model={self._name} cannot be loaded from {self._source}") from error
+                model, found = AutoModel.from_pretrained(
+                    self._source, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                )
+        except Exception as error:  # files cut short or foreign raise whatever their reader raises
+            raise TextEncoderError(
+                f"text.model={self._name} cannot be loaded from {self._source} ({type(error).__name__}): "
+                + _DOWNLOAD.format(model=self._name)
+            ) from error
+        # transformers draws weights that the file lacks at random: another encoder in each process, under one hash.
+        missing = sorted(k for k in found["missing_keys"] if "pooler" not in k)
+        if missing:
+            raise TextEncoderError(
+                f"text.model={self._name}: {len(missing)} weights of the encoder, such as {missing[0]}, are not in "
+                f"{self._source}: the files are of another model than its config.json"
+            )
         return tokenizer, model.eval().requires_grad_(False)
 
     def _compute(self, texts: list[str]) -> Tensor:
@@ -174,26 +186,29 @@ class TransformerEncoder(_Cached):
     def _fingerprint(self) -> str:
         """SHA-256, 16 hex digits, of the weights, the tokenizer and the pooling settings."""
         digest = hashlib.sha256(f"{self._pooling} {self._max_tokens}".encode())
-        for path in _first_of(self._source, _WEIGHTS) + _first_of(self._source, _TOKENIZERS):
+        settings = self._source / "tokenizer_config.json"
+        if settings.is_file():  # a vocabulary alone does not say whether capitals count
+            digest.update(f" {_json(settings, self._name).get('do_lower_case')}".encode())
+        for path in self._first_of(_WEIGHTS) + self._first_of(_TOKENIZERS):
             digest.update(path.name.encode())
             with path.open("rb") as f:
                 digest.update(hashlib.file_digest(f, "sha256").digest())
         return digest.hexdigest()[:16]
 
+    def _first_of(self, patterns: Sequence[str]) -> list[Path]:
+        """The files of the first pattern that has any. Raises TextEncoderError when none has."""
+        for pattern in patterns:
+            if found := sorted(self._source.glob(pattern)):
+                return found
+        missing = f"{self._source} holds no {' or '.join(patterns)}"
+        raise TextEncoderError(f"text.model={self._name}: {missing}: {_DOWNLOAD.format(model=self._name)}")
 
-def _first_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files of the first pattern that has any. Raises TextEncoderError when none has."""
-    for pattern in patterns:
-        if found := sorted(folder.glob(pattern)):
-            return found
-    raise TextEncoderError(f"{folder} holds no {' or '.join(patterns)}: {_DOWNLOAD.format(model='ID')}")
 
-
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, model: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise TextEncoderError(f"{path} is missing or not JSON: {_DOWNLOAD.format(model='ID')}") from None
+        raise TextEncoderError(f"{path} is missing or not JSON: {_DOWNLOAD.format(model=model)}") from None
     return content
 
 

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from server.report import figures, findings, formats, tables
+from server.report import figures, findings, formats, robustness, subgroups, tables
 from server.report.figures import headline_figure
 from server.report.page import PAGE
 from server.report.parts import COSTS, MACROS
+from server.report.quality import quality_charts
 from server.report.run import Run, read_run
-from server.report.scores import conditions, organs
+from server.report.scores import MEASURES, conditions, organs
+from server.report.sections import EVALUATION, SUBGROUPS
 from server.report.style import STYLE
 
 __all__ = ["headline_figure", "write_report"]
@@ -36,8 +38,9 @@ def _render(run: Run) -> str:
     from jinja2 import DictLoader, Environment
 
     parts = {"page.html": PAGE, "macros.html": MACROS, "costs.html": COSTS, "style.css": STYLE}
+    parts |= {"subgroups.html": SUBGROUPS, "evaluation.html": EVALUATION}
     environment = Environment(loader=DictLoader(parts), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    for name in ("number", "count", "interval", "spread", "percent", "size", "duration", "words", "listed"):
+    for name in ("number", "signed", "count", "interval", "spread", "percent", "size", "duration", "words", "listed"):
         environment.filters[name] = _or_none(getattr(formats, name))
     summary = run.summary
     names = organs(summary)
@@ -49,6 +52,11 @@ def _render(run: Run) -> str:
         findings=findings.findings(summary),
         score_tables=[tables.score_table(summary, organ) for organ in names],
         score_charts={organ: figures.score_chart(summary, organ) for organ in names},
+        measures=list(MEASURES.values()),
+        operating_points=subgroups.operating_points(summary),
+        quality=quality_charts(summary),
+        subgroups=subgroups.subgroup_tables(summary),
+        evaluation=robustness.evaluation_view(summary),
         conditions=conditions(summary),
         curve_conditions=figures.curve_conditions(run),
         curves=figures.curve_charts(run),
@@ -56,6 +64,7 @@ def _render(run: Run) -> str:
         ownership=tables.ownership(summary),
         participation=tables.participation(summary, run.rounds),
         examples=run.examples,
+        overlays=any(m.get("overlay_uri") for e in run.examples for m in e.get("modalities") or []),
         groups=tables.module_groups(summary),
         communication=tables.communication(summary),
         timing=tables.timing(summary),

@@ -51,9 +51,9 @@ def score_chart(summary: dict[str, Any], organ: str) -> Markup:
     from matplotlib import rc_context
 
     with rc_context(STYLE):
-        figure = _figure(4.6, 0.55 + 0.78 * len(test_sets(summary)))
+        figure = figure_of(4.6, 0.55 + 0.78 * len(test_sets(summary)))
         _dots(figure.subplots(), summary, organ)
-        return _svg(
+        return svg(
             figure,
             f"AUROC for {organ} with intervals, by test set and way of training; the table has the values.",
         )
@@ -76,7 +76,7 @@ def curve_charts(run: Run) -> list[Markup]:
             lines = {name: points for (name, s, k), points in curves.items() if (s, k) == (stage, key)}
             if not lines:
                 continue
-            figure = _figure(4.2, 2.7)
+            figure = figure_of(4.2, 2.7)
             axes = figure.subplots()
             for name, points in sorted(lines.items(), key=lambda kv: -_rank(kv[0])):
                 _line(axes, name, points)
@@ -85,7 +85,7 @@ def curve_charts(run: Run) -> list[Markup]:
             axes.set_ylabel(unit)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
             axes.grid(axis="y", color=FAINT, linewidth=0.6)
-            charts.append(_svg(figure, f"{title} against round, for {_names(lines)}."))
+            charts.append(svg(figure, f"{title} against round, for {_names(lines)}."))
     return charts
 
 
@@ -96,7 +96,7 @@ def headline_figure(run_dir: Path, path: Path) -> Path:
     summary = read_run(run_dir).summary
     names = organs(summary) or ["no scores"]
     with rc_context({**STYLE, "font.size": 11}):
-        figure = _figure(5.2 * len(names), 1.9 + 0.95 * max(len(test_sets(summary)), 1))
+        figure = figure_of(5.2 * len(names), 1.9 + 0.95 * max(len(test_sets(summary)), 1))
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for axes, organ in zip(panels, names, strict=True):
             _dots(axes, summary, organ)
@@ -185,13 +185,14 @@ def _names(lines: dict[str, Any]) -> str:
     return ", ".join(dict.fromkeys(family(name) for name in sorted(lines, key=_rank)))
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure; width and height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure: Figure, alternative: str) -> Markup:
+def svg(figure: Figure, alternative: str) -> Markup:
     """The figure as an SVG element for a page: no prolog, no own style, ids that no other chart has."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

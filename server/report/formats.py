@@ -11,6 +11,15 @@ def number(value: float | None, digits: int = 3) -> str:
     return DASH if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
+def signed(value: float | None, digits: int = 2) -> str:
+    """A change, with its sign."""
+    return (
+        DASH
+        if value is None
+        else ("+" if round(value, digits) > 0 else "") + number(round(value, digits) + 0.0, digits)
+    )
+
+
 def count(value: float | None) -> str:
     """A whole number with thin spaces between thousands."""
     return DASH if value is None else f"{round(value):,}".replace(",", "\u2009")

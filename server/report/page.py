@@ -5,7 +5,7 @@ file would not reach `flwr run`.
 """
 
 PAGE = """
-{% from "macros.html" import bar, box, head, legend, missing, scored, site %}
+{% from "macros.html" import bar, box, head, legend, missing, scored, site, why %}
 <!DOCTYPE html>
 <html lang="en-GB">
 <head>
@@ -34,7 +34,9 @@ PAGE = """
 <p class="headline">This run holds no test scores.</p>
 {% endfor %}
 <nav aria-label="Sections">
-<a href="#results">Results</a> <a href="#curves">Learning curves</a> <a href="#cross-site">Cross-site</a>
+<a href="#results">Results</a> <a href="#subgroups">Subgroups</a> <a href="#curves">Learning curves</a>
+<a href="#cross-site">Cross-site</a> <a href="#zero-shot">Zero-shot</a> <a href="#missing">Missing modalities</a>
+<a href="#corruptions">Corruptions</a> <a href="#importance">What mattered</a>
 <a href="#sites">Sites</a> <a href="#ownership">Modalities</a> <a href="#participation">Participation</a>
 <a href="#examples">Examples</a> <a href="#communication">Communication</a>
 <a href="#model">Module groups</a> <a href="#timing">Timing</a>
@@ -84,17 +86,17 @@ PAGE = """
 {% for set, n in score_tables[0].test_sets %}<li>{{ set.label }}: {{ set.meaning }}.</li>{% endfor %}
 </ul>
 <h3>Further measures</h3>
-<div class="halves">
 {% for t in score_tables %}
 {% call box("Further measures, " ~ t.organ) %}
 <table class="details">
 <caption>{{ t.organ }}</caption>
-{{ head(["Training", "AUROC", "Balanced accuracy", "Macro F1", "Patients"], text=[0]) }}
+{{ head(["Training"] + measures + ["Patients"], text=[0]) }}
 {% for set, rows in t.details %}
 <tbody>
-<tr><th scope="rowgroup" colspan="5">{{ set.label }}</th></tr>
-{% for c, scores in rows %}
-<tr><th scope="row">{{ c.label }}</th>{% for s in scores %}<td>{{ scored(s) }}</td>{% endfor %}
+<tr><th scope="rowgroup" colspan="{{ measures | length + 2 }}">{{ set.label }}</th></tr>
+{% for c, scores, reason in rows %}
+<tr class="{{ c.key }}"><th scope="row">{{ c.label }}{{ why(reason) }}</th>
+{% for s in scores %}<td>{{ scored(s) }}</td>{% endfor %}
 <td>{{ scores[0].n | count }}</td></tr>
 {% endfor %}
 </tbody>
@@ -102,10 +104,23 @@ PAGE = """
 </table>
 {% endcall %}
 {% endfor %}
+{% if quality %}
+<h3>Where it decides, and how sure it is: federated model</h3>
+<div class="charts">
+{% for chart in quality %}<div>{{ chart }}</div>{% endfor %}
 </div>
+{% endif %}
+<ul class="soft">
+{% for sentence in operating_points %}<li>{{ sentence }}</li>{% endfor %}
+<li>Sensitivity and specificity: of the second of two classes; of more, the mean over each class against the rest. Each
+  method has thresholds of its own, from its own validation patients.</li>
+<li>MCC and Cohen κ: 0 is chance, 1 is perfect. ECE, expected calibration error: 0 is perfect, and a small test set
+  reads high. Classes that no patient has are left out of every mean.</li>
+</ul>
 {% endif %}
 </section>
 
+{% include "subgroups.html" %}
 <section aria-labelledby="curves">
 <h2 id="curves">Learning curves</h2>
 {% if curves %}
@@ -143,6 +158,7 @@ PAGE = """
 </div>
 </section>
 
+{% include "evaluation.html" %}
 <section aria-labelledby="sites">
 <h2 id="sites">Sites</h2>
 {% if summary.sites %}
@@ -229,7 +245,8 @@ PAGE = """
 <h2 id="examples">Example patients</h2>
 {% if examples %}
 <p>Test patients with what the federated model says of them. The report is shown for comparison; the model did
-  not read it.</p>
+  not read it.{% if overlays %} The second picture of a modality is the same slice with what the model looked at on
+  it. The number below: how far the probability falls when the modality is hidden.{% endif %}</p>
 <div class="examples">
 {% for e in examples %}
 {% set told = e.probabilities or {} %}
@@ -240,7 +257,9 @@ PAGE = """
 <figure>
 {% if m.uri %}<img src="{{ m.uri }}" alt="{{ m.name }} slice, {{ e.organ }}, patient {{ e.patient }}">
 {% else %}<p class="soft">no picture</p>{% endif %}
-<figcaption>{{ m.name }}</figcaption></figure>
+{% if m.overlay_uri %}<img src="{{ m.overlay_uri }}" alt="{{ m.name }}, where the model looked">{% endif %}
+<figcaption>{{ m.name }}{% set mattered = (e.importance or {})[m.name] %}
+{% if mattered is number %}<small>{{ mattered | signed }}</small>{% endif %}</figcaption></figure>
 {% endfor %}
 </div>
 <blockquote>{{ e.report or "No report." }}</blockquote>

@@ -16,6 +16,8 @@ MACROS = """
 {% elif s.spread %}<small>{{ s.spread | spread }}</small>{% endif %}
 {% endmacro %}
 
+{% macro why(reason) %}{% if reason %}<small>{{ reason }}</small>{% endif %}{% endmacro %}
+
 {% macro legend(conditions) %}
 <ul class="legend" aria-label="Legend">
 {% for c in conditions %}

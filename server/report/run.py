@@ -71,6 +71,7 @@ def _examples(folder: Path) -> list[dict[str, Any]]:
     for example in examples:
         for modality in example.get("modalities") or []:
             modality["uri"] = _data_uri(folder, str(modality.get("image") or ""))
+            modality["overlay_uri"] = _data_uri(folder, str(modality.get("overlay") or ""))
     return list(examples)
 
 

@@ -40,18 +40,32 @@ class TestSet:
     __test__ = False  # not a test, whatever pytest makes of the name
 
     key: str
+    part: str  # its key in `subgroups`
     label: str
     meaning: str
 
 
 TEST_SETS = (
-    TestSet("metrics", "Common test set", "balanced new patients on every site's scanner and modality subset"),
-    TestSet("metrics_own", "Own patients", "each site's own test patients in its own label mix; mean over sites"),
-    TestSet("metrics_external", "External hospital", "a hospital that took no part in training"),
+    TestSet(
+        "metrics", "common", "Common test set", "balanced new patients on every site's scanner and modality subset"
+    ),
+    TestSet(
+        "metrics_own", "own", "Own patients", "each site's own test patients in its own label mix; mean over sites"
+    ),
+    TestSet("metrics_external", "external", "External hospital", "a hospital that took no part in training"),
 )
 
 LOCAL = re.compile(r"local[-:]")
-MEASURES = {"auroc": "AUROC", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro F1"}
+MEASURES = {
+    "auroc": "AUROC",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "mcc": "MCC",
+    "kappa": "Cohen κ",
+    "ece": "ECE",
+}
 
 
 @dataclass(frozen=True)
@@ -69,9 +83,23 @@ class Score:
 
 def score(summary: dict[str, Any], test_set: str, condition: str, organ: str, measure: str = "auroc") -> Score:
     """Look one score up; everything is None when the run does not hold it."""
-    entry = ((summary.get(test_set) or {}).get(condition) or {}).get(organ) or {}
+    return read_score(entry_of(summary, test_set, condition, organ), measure)
+
+
+def entry_of(summary: dict[str, Any], test_set: str, condition: str, organ: str) -> dict[str, Any]:
+    """All scores of a condition on a test set of an organ; empty when the run does not hold them."""
+    return ((summary.get(test_set) or {}).get(condition) or {}).get(organ) or {}
+
+
+def read_score(entry: dict[str, Any], measure: str) -> Score:
+    """One score of an entry such as `evaluation.scores` makes."""
     interval, spread = _ends(entry.get(f"{measure}_ci")), _ends(entry.get(f"{measure}_range"))
     return Score(entry.get(measure), interval, spread, entry.get("n"))
+
+
+def reasons(entry: dict[str, Any]) -> str:
+    """Why scores of an entry are missing, each reason once."""
+    return "; ".join(dict.fromkeys(str(r) for r in (entry.get("reasons") or {}).values()))
 
 
 def _ends(pair: Any) -> tuple[float, float] | None:

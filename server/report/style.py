@@ -58,7 +58,15 @@ td.none { background: #fafafa; color: var(--soft); }
 .pair { display: grid; grid-template-columns: minmax(0, 1fr); gap: .5rem 2rem; align-items: start; }
 .halves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr));
   gap: 0 2rem; }
-table.details td small { display: inline; margin-left: .3rem; }
+table.details { font-size: .84rem; }
+table.details th, table.details td { padding: .3rem .45rem; }
+table.details thead th, table.corruptions thead th { white-space: normal; max-width: 5.5rem;
+  overflow-wrap: normal; }
+table.details th[scope=row] { max-width: 9rem; }
+.halves table.details, table.corruptions { font-size: .8rem; }
+.halves table.details th, .halves table.details td, table.corruptions th, table.corruptions td {
+  padding: .28rem .36rem; }
+.halves table.details th[scope=row] { max-width: 7.5rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
   gap: 1rem 1.5rem; }
 .charts svg, .pair svg { width: 100%; height: auto; max-width: 30rem; display: block; }

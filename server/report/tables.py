@@ -8,7 +8,19 @@ from statistics import median
 from typing import Any
 
 from server.report.formats import number
-from server.report.scores import LOCAL, MEASURES, Condition, Score, TestSet, conditions, score, test_sets
+from server.report.scores import (
+    LOCAL,
+    MEASURES,
+    Condition,
+    Score,
+    TestSet,
+    conditions,
+    entry_of,
+    read_score,
+    reasons,
+    score,
+    test_sets,
+)
 
 Row = dict[str, Any]
 
@@ -28,12 +40,12 @@ PHASES = {
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """One organ: AUROC of every condition on every test set, and the further measures below it."""
+    """One organ: AUROC of every condition on every test set; in `details` all measures, with the reason for a missing one."""
 
     organ: str
     test_sets: list[tuple[TestSet, str]]
     rows: list[tuple[Condition, list[Score]]]
-    details: list[tuple[TestSet, list[tuple[Condition, list[Score]]]]]
+    details: list[tuple[TestSet, list[tuple[Condition, list[Score], str]]]]
 
 
 def score_table(summary: Row, organ: str) -> ScoreTable:
@@ -41,10 +53,10 @@ def score_table(summary: Row, organ: str) -> ScoreTable:
     kinds, sets = conditions(summary), test_sets(summary)
     details = []
     for t in sets:
-        scored = [(c, [score(summary, t.key, c.key, organ, m) for m in MEASURES]) for c in kinds]
-        known = [(c, scores) for c, scores in scored if any(s.value is not None for s in scores)]
+        entries = [(c, entry_of(summary, t.key, c.key, organ)) for c in kinds]
+        known = [(c, e) for c, e in entries if any(e.get(m) is not None for m in MEASURES)]
         if known:
-            details.append((t, known))
+            details.append((t, [(c, [read_score(e, m) for m in MEASURES], reasons(e)) for c, e in known]))
     return ScoreTable(
         organ=organ,
         test_sets=[(t, _patients(summary, t, organ, kinds)) for t in sets],

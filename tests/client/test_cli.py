@@ -113,3 +113,11 @@ def test_help_says_what_it_does_and_gives_an_example():
     code, shown = run("check", "--help", width=100)
     assert code == 0
     assert "Example: medmap-client check" in shown and "Exit code: 0" in shown
+    code, shown = run("predict", "--help", width=100)
+    assert code == 0
+    assert "Example: medmap-client predict" in shown and "Not a medical device" in shown and "Exit code: 0" in shown
+
+
+def test_predict_without_a_checkpoint_or_a_study_is_wrong_usage():
+    assert run("predict", "T1=a.nii.gz")[0] == 2
+    assert run("predict", "-c", "outputs")[0] == 2

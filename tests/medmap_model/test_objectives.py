@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from configs.schema import FinetuneConfig
 from medmap_model import objectives as o
+from medmap_model.vocabulary import Organ
 
 E = math.e
 TAU = torch.tensor(1.0)
@@ -174,3 +176,63 @@ def test_alignment_by_hand_and_its_target_gets_no_gradient() -> None:
     scaled = torch.nn.functional.layer_norm(target, (2,))
     assert o.alignment(scaled, 0.01 * target, torch.tensor([0, 1]))["loss"].item() == pytest.approx(0, abs=0.05)
     assert o.alignment(scaled, target, torch.tensor([0, 1]))["loss"].item() == pytest.approx(0, abs=1e-6)
+
+
+# Stage 2: what the labels teach
+
+
+def _organ(multi_label: bool = False) -> Organ:
+    return Organ("liver", ("T1",), "q", {c: (c,) for c in "abc"}, multi_label=multi_label)
+
+
+def test_focal_by_hand_and_without_focus_it_is_cross_entropy() -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 5.0, 1.0], [9.0, 0.0, 0.0]])
+    label = torch.tensor([0, 2, -1])
+    p = logits.softmax(1)[[0, 1], [0, 2]]
+    by_hand = -((1 - p) ** 2 * p.log()).mean().item()
+    assert o.focal(logits, label, gamma=2.0).item() == pytest.approx(by_hand, rel=1e-5)
+    plain = o.cross_entropy(logits, label, smoothing=0.0).item()
+    assert o.focal(logits, label, gamma=0.0).item() == pytest.approx(plain, rel=1e-5)
+    easy = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    for gamma in (0.0, 0.5, 2.0):
+        (g,) = torch.autograd.grad(o.focal(easy, torch.tensor([0]), gamma=gamma), easy)
+        assert g.isfinite().all()
+
+
+def test_multi_label_losses_are_binary_by_class() -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5], [1.0, 1.0, 1.0]])
+    label = torch.tensor([0b101, -1])
+    p = logits[0].sigmoid()
+    right = torch.stack([p[0], 1 - p[1], p[2]])
+    assert o.binary_cross_entropy(logits, label, smoothing=0.0).item() == pytest.approx(
+        -right.log().mean().item(), rel=1e-5
+    )
+    focal = -((1 - right) ** 2 * right.log()).mean().item()
+    assert o.focal(logits, label, gamma=2.0, multi_label=True).item() == pytest.approx(focal, rel=1e-5)
+    wanted = torch.tensor([0.9, 0.1, 0.9])
+    smooth = -(wanted * p.log() + (1 - wanted) * (1 - p).log()).mean().item()
+    assert o.binary_cross_entropy(logits, label, smoothing=0.2).item() == pytest.approx(smooth, rel=1e-5)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("kind", ["cross_entropy", "focal", "mixed"])
+def test_supervised_takes_the_loss_that_is_asked_for(kind: str, multi_label: bool) -> None:
+    organ, settings = _organ(multi_label), FinetuneConfig(supervised=kind, label_smoothing=0.1)
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    label = torch.tensor([1, 2, -1, 5 if multi_label else 0])
+    terms = o.supervised(logits, label, organ, settings)
+    entropy = o.binary_cross_entropy if multi_label else o.cross_entropy
+    parts = {
+        "cross_entropy": entropy(logits, label, smoothing=0.1),
+        "focal": o.focal(logits, label, gamma=2.0, multi_label=multi_label),
+    }
+    share = {"cross_entropy": (1, 0), "focal": (0, 1), "mixed": (0.4, 0.6)}[kind]
+    expected = share[0] * parts["cross_entropy"] + share[1] * parts["focal"]
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert set(terms) == {"loss", *(n for n, s in zip(parts, share, strict=True) if s)}
+    terms["loss"].backward()
+    assert logits.grad is not None
+    assert logits.grad[2].abs().sum() == 0
+    assert logits.grad[[0, 1, 3]].abs().sum(1).min() > 0
+    unknown = o.supervised(logits, torch.full((4,), -1), organ, settings)["loss"]
+    assert unknown.item() == 0

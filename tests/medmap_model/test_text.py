@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from configs import load
 from configs.schema import TextConfig
 from medmap_model import text as module
 from medmap_model.text import HashEncoder, TextEncoderError, build_text_encoder
@@ -105,7 +107,9 @@ def test_hash_is_of_weights_tokenizer_and_pooling(tmp_path: Path) -> None:
     seen.append(fingerprint())
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     seen.append(fingerprint())
-    assert len(set(seen)) == 5
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    seen.append(fingerprint())
+    assert len(set(seen)) == 6
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(TextEncoderError, match=r"safetensors.*hf download"):
         fingerprint()
@@ -158,6 +162,70 @@ def test_importing_the_package_is_light() -> None:
     code = "import sys, medmap_model.text; print('transformers' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert out.stdout.strip() == "False"
+
+
+BIOMEDBERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext"
+
+
+@pytest.fixture
+def biomedbert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny BERT where the Hugging Face cache has BiomedBERT, with the same files: no safetensors, no tokenizer.json."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    folder = tmp_path / f"models--{BIOMEDBERT.replace('/', '--')}"
+    snapshot = folder / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0123abc")
+    config = BertConfig(
+        vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=40,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    torch.save(BertForMaskedLM(config).state_dict(), snapshot / "pytorch_model.bin")  # no pooler, as theirs
+    config.save_pretrained(snapshot)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "brain", "liver", "mass", "with", "without", "washout", "."]
+    (snapshot / "vocab.txt").write_text("\n".join(words))
+    (snapshot / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("socket.socket.connect", lambda *a: pytest.fail("went to the network"))
+    return snapshot
+
+
+def test_biomedbert_by_its_id_with_its_first_token(biomedbert: Path) -> None:
+    from transformers import BertModel
+
+    config = load(["text=huggingface"]).text
+    assert (config.model, config.pooling, config.max_tokens) == (BIOMEDBERT, "cls", 128)
+    encoder = module.TransformerEncoder(config)
+    assert encoder.dim == 16
+    vector = encoder.embed(["Liver mass with washout."])
+    reference = BertModel.from_pretrained(biomedbert).eval()
+    with torch.no_grad():
+        hidden = reference(torch.tensor([[2, 6, 7, 8, 10, 11, 3]])).last_hidden_state  # [CLS] words [SEP]
+    assert torch.allclose(vector, torch.nn.functional.normalize(hidden[:, 0], dim=1), atol=1e-6)
+    mean = module.TransformerEncoder(replace(config, pooling="mean"))
+    assert mean.hash != encoder.hash
+    assert not torch.allclose(mean.embed(["Liver mass with washout."]), vector, atol=1e-3)
+    by_path = module.TransformerEncoder(replace(config, model=str(biomedbert)))
+    assert by_path.hash == encoder.hash  # the files count, not where they lie
+
+
+@pytest.mark.parametrize("fault", ["gone", "cut short", "of another model"])
+def test_weights_that_cannot_be_used_are_one_clear_sentence(fault: str, biomedbert: Path) -> None:
+    weights = biomedbert / "pytorch_model.bin"
+    if fault == "gone":
+        weights.unlink()
+    elif fault == "cut short":
+        weights.write_bytes(weights.read_bytes()[:2000])
+    else:  # transformers would fill the gaps with random numbers and only warn
+        torch.save({"roberta.encoder.weight": torch.zeros(2)}, weights)
+    with pytest.raises(TextEncoderError) as caught:
+        module.TransformerEncoder(load(["text=huggingface"]).text).embed(["Liver mass."])
+    message = str(caught.value)
+    assert BIOMEDBERT in message
+    assert "\n" not in message
+    assert "are not in" in message if fault == "of another model" else f"hf download {BIOMEDBERT}" in message
 
 
 @pytest.mark.slow

@@ -10,32 +10,18 @@ from typing import Any
 import numpy as np
 from matplotlib.image import imsave
 
-BRAIN = ["T1", "T1ce", "T2", "FLAIR"]
-LIVER = ["T2WI", "DWI", "InPhase", "OutPhase", "C-pre", "C+A", "C+V", "C+Delay"]
-HOSTILE = "H6<script>alert(1)</script>"
-SITES = {
-    "H1": BRAIN,
-    "H2": ["T1", "T2", "FLAIR"],
-    "H3": ["T1ce", "FLAIR", "C-pre", "C+A", "C+V", "C+Delay"],
-    "H4": ["T1", "T2", "T2WI", "DWI", "InPhase", "OutPhase"],
-    "H5": LIVER,
-    HOSTILE: ["C+A", "C+V", "T2WI", "DWI"],
-}
-
-
-def organs_of(modalities: list[str]) -> list[str]:
-    return [o for o, own in (("brain", BRAIN), ("liver", LIVER)) if set(own) & set(modalities)]
-
-
-def entry(auroc: float, n: int, width: float = 0.03) -> dict[str, Any]:
-    return {
-        "auroc": auroc,
-        "auroc_ci": [auroc - width, min(auroc + width, 0.999)],
-        "balanced_accuracy": auroc - 0.1,
-        "balanced_accuracy_ci": [auroc - 0.15, auroc - 0.05],
-        "macro_f1": auroc - 0.12,
-        "n": n,
-    }
+from tests.server.report_parts import (
+    BRAIN,
+    HOSTILE,
+    LIVER,
+    SITES,
+    curves,
+    entry,
+    evaluation,
+    operating_points,
+    organs_of,
+    subgroups,
+)
 
 
 def mean_over_sites(auroc: float, n: int) -> dict[str, Any]:
@@ -134,6 +120,10 @@ def full_summary() -> dict[str, Any]:
             "naive": scores(0.9, 0.896, 70),
         },
         "cross_site": cross_site(),
+        "operating_points": operating_points(),
+        "subgroups": subgroups(),
+        "curves": curves(),
+        "evaluation": evaluation(),
         "privacy": None,
         "participation": [
             {
@@ -200,6 +190,9 @@ def write_run(folder: Path) -> Path:
             name = f"{i}_{j}.png"
             imsave(folder / "examples" / name, image, cmap="gray")
             slices.append({"name": m, "image": name})
+            if i == 0 and m != "T2":
+                imsave(folder / "examples" / f"heat_{name}", image, cmap="viridis")
+                slices[-1]["overlay"] = f"heat_{name}"
         names = ["no_tumour", "tumour"] if organ == "brain" else ["hemangioma", "icc", "abscess", "hcc"]
         examples.append(
             {
@@ -212,6 +205,7 @@ def write_run(folder: Path) -> Path:
                 "modalities": slices,
             }
         )
+    examples[0]["importance"] = {"T1": 0.214, "T1ce": -0.03, "T2": None}
     examples[2]["modalities"].append({"name": "T1", "image": "../summary.json"})
     (folder / "examples" / "examples.json").write_text(json.dumps(examples))
     return folder

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from server.report import headline_figure, write_report
-from tests.server.report_run import entry, full_summary, write_run
+from tests.server.report_parts import entry
+from tests.server.report_run import full_summary, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: scripts/install_chromium.sh")
@@ -46,6 +47,14 @@ BARE = {
     "communication": {"bytes_down": None, "bytes_up": None, "bytes_full_model": None},
     "timing": {"wall_s": None, "train_s": None, "overhead_share": None, "rounds": []},
 }
+EXTRA = (
+    "subgroup results",
+    "zero-shot results",
+    "retrieval results",
+    "results with missing modalities",
+    "results on corrupted scans",
+    "importance of modalities",
+)
 # What Flower's own app leaves: no data, no sites, no scores.
 FLOWER = {
     "schema_version": 1,
@@ -114,7 +123,7 @@ def test_is_self_contained_and_escapes_what_sites_wrote(run_dir: Path) -> None:
     assert "<img src=x" not in page
     assert "policy &lt;i&gt;no" in page
     sources = re.findall(r"""(?:src|href)="([^"#]{1,40})""", page)
-    assert len(sources) == 14
+    assert len(sources) == 14 + 3
     assert all(s.startswith("data:image/png;base64,") for s in sources)
     identifiers = re.findall(r'\bid="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
@@ -130,7 +139,7 @@ def test_missing_is_a_dash_never_zero(tmp_path: Path) -> None:
     assert "1.25 3.00 1e-05 patient" in text
     assert "Server to sites –" in text
     assert not re.search(r"\b0\.0+\b", text)
-    for part in ("learning curves", "cross-site results", "examples", "configuration"):
+    for part in ("learning curves", "cross-site results", "examples", "configuration", *EXTRA):
         assert f"This run holds no {part}." in text
 
 
@@ -218,7 +227,12 @@ def test_chromium_shows_every_part_and_prints(run_dir: Path, tmp_path: Path) -> 
     dom = chromium(tmp_path / "profile", "--dump-dom", url)
     for name, count in {
         "scores": 2,
-        "details": 2,
+        "details": 2 + 6,
+        "zero-shot": 1,
+        "retrieval": 1,
+        "missing": 6,
+        "corruptions": 2,
+        "importance": 1,
         "grid heat": 2,
         "grid owners": 1,
         "sites": 1,
@@ -229,8 +243,8 @@ def test_chromium_shows_every_part_and_prints(run_dir: Path, tmp_path: Path) -> 
         "timing": 1,
     }.items():
         assert dom.count(f'<table class="{name}">') == count, name
-    assert dom.count('<svg role="img"') == 6
-    assert dom.count("<img src=") == 14
+    assert dom.count('<svg role="img"') == 6 + 3
+    assert dom.count("<img src=") == 14 + 3
     assert dom.count("<script") == 0
     pdf = tmp_path / "report.pdf"
     chromium(tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={pdf}", url)

@@ -134,7 +134,7 @@ def test_impossible_plans_are_refused_in_one_line(vocabulary: Vocabulary) -> Non
             plan(vocabulary, **settings)
         assert "\n" not in str(caught.value)
     body = vocabulary.to_dict()
-    body["organs"]["knee"] = {**body["organs"]["brain"], "modalities": ["PD"]}
+    body["organs"]["knee"] = {**body["organs"]["brain"], "modalities": ["PD"], "attributes": {}, "modality_texts": {}}
     with pytest.raises(ConfigError, match=r"knee.*sites\.organs"):
         plan(Vocabulary.from_dict(body))
     assert plan(Vocabulary.from_dict(body), organs=["brain"])
