@@ -7,6 +7,7 @@ import json
 import logging
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,8 +103,9 @@ def query(msg: Message, context: Context) -> RecordDict:
 @guarded
 def train(msg: Message, context: Context) -> RecordDict:
     """One round of local training; returns the module groups received."""
-    vectors, figures = _site(context).train(_vectors(msg), _task(msg))
-    return RecordDict(
+    site = _site(context)
+    vectors, figures = site.train(_vectors(msg), _task(msg))
+    reply = RecordDict(
         {
             contract.ARRAYS: ArrayRecord(
                 {g: Array("float32", v.shape, SType.NUMPY, contract.encode_vector(v)) for g, v in vectors.items()}
@@ -111,6 +113,10 @@ def train(msg: Message, context: Context) -> RecordDict:
             contract.METRICS_RECORD: MetricRecord(dict(figures.known())),
         }
     )
+    if site.config.privacy.kind == "patient_dp":
+        receipt = json.dumps(asdict(site.ledger().receipt()))
+        reply[contract.RECEIPT] = ConfigRecord({contract.RECEIPT: receipt})
+    return reply
 
 
 @app.evaluate()

@@ -123,6 +123,24 @@ class SiteRecords:
             organ, part = batches[place]
             yield self._batch(organ, part, augment, generator)
 
+    def patients(self, split: str) -> int:
+        """Patients of a split: the records there are to draw from."""
+        return len(self._patients.get(split, ()))
+
+    def batches_of(
+        self, patients: Sequence[int], *, augment: AugmentConfig | None, seed: int, split: str = "train"
+    ) -> Iterator[Batch]:
+        """The named patients (0 .. `patients` - 1), each once, with one of its studies; a batch per organ."""
+        generator = torch.Generator().manual_seed(seed)
+        everybody = self._patients.get(split, [])
+        drawn: dict[str, list[int]] = {}
+        for patient in patients:
+            studies = everybody[patient]
+            study = studies[int(torch.randint(len(studies), (), generator=generator))]
+            drawn.setdefault(self._studies[study].organ, []).append(study)
+        for organ in sorted(drawn):
+            yield self._batch(organ, drawn[organ], augment, generator)
+
     def eval_batches(self, *, split: str, organ: str, batch_size: int = 32) -> Iterator[Batch]:
         """Every patient of the organ once, in the manifests' order, unchanged."""
         studies = self._last(split, organ)

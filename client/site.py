@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,10 +15,15 @@ from client.records import SiteRecords
 from client.training import Figures, Trainer
 from configs import from_json, load_vocabulary
 from configs.schema import Config, TextConfig, VolumesConfig
+from medmap_model.accounting import with_noise
 from medmap_model.contract import STAGES, VERSION, Card, Task
 from medmap_model.groups import group_names, owned, pack, trunks, unpack
 from medmap_model.model import build_model
 from medmap_model.text import build_text_encoder
+
+if TYPE_CHECKING:
+    from client.privacy.ledger import Key, Ledger
+    from medmap_model.accounting import Cost
 
 
 class SiteError(Exception):
@@ -72,8 +77,13 @@ class Site:
         return Card(self.entry.name, volumes, studies, self.records.splits(), self.vocabulary.hash, self.text.hash)
 
     def train(self, vectors: Mapping[str, np.ndarray], task: Task) -> tuple[dict[str, np.ndarray], Figures]:
-        """Validate the model as received, train the groups that this site owns, return the groups received."""
+        """Validate the model as received, train the groups that this site owns, return the groups received.
+
+        Under privacy: charge the ledger, train with noise, and return no figure at all.
+        """
         self._receive(vectors, task)
+        if self.config.privacy.kind == "patient_dp":
+            return self._train_privately(vectors, task), Figures()
         figures = self.trainer.validate(self.records, task)
         volumes, studies = self.records.counts("train")
         mine = set(owned(self.vocabulary, volumes, studies, task.stage, self.trunks)) & set(vectors)
@@ -82,9 +92,48 @@ class Site:
             setattr(figures, name, value)
         return pack(self.trainer.model, vectors), figures
 
+    def _train_privately(self, vectors: Mapping[str, np.ndarray], task: Task) -> dict[str, np.ndarray]:
+        """Charged before a patient is touched; marked as released when all that may leave is ready."""
+        from client.privacy.training import PrivateTrainer, cost_of_round
+
+        volumes, studies = self.records.counts("train")
+        mine = set(owned(self.vocabulary, volumes, studies, task.stage, self.trunks)) & set(vectors)
+        key = self._charge(task, f"training, {task.stage}", cost_of_round(self.config.privacy))
+        PrivateTrainer(self.trainer).train(self.records, task, mine)
+        update = pack(self.trainer.model, vectors)
+        self.ledger().release(key)
+        return update
+
+    def _charge(self, task: Task, purpose: str, cost: Cost) -> Key:
+        from client.privacy.ledger import BudgetExceeded, Key, LedgerError, Receipt
+
+        key, privacy = Key(task.run, task.stage, task.round, task.message), self.config.privacy
+        if privacy.delta * self.records.patients("train") >= 1:
+            raise SiteError("policy", f"privacy.delta={privacy.delta:g} is not below 1 / patients: take a smaller one")
+        try:
+            if task.receipt is not None:
+                self.ledger().check_receipt(Receipt(**task.receipt))
+            self.ledger().reserve(key, purpose, cost)
+        except BudgetExceeded as error:
+            raise SiteError("budget", str(error)) from None
+        except LedgerError as error:
+            raise SiteError("ledger", str(error)) from None
+        return key
+
+    def ledger(self) -> Ledger:
+        """This site's ledger, in `privacy.ledger_dir` or beside the first manifest."""
+        from client.privacy.ledger import Ledger
+
+        privacy = self.config.privacy
+        folder = Path(privacy.ledger_dir) if privacy.ledger_dir else self.entry.manifests[0].parent
+        path = folder / f"{self.entry.name}.db"
+        return Ledger(path, epsilon=privacy.epsilon, delta=privacy.delta)
+
     def evaluate(self, vectors: Mapping[str, np.ndarray], task: Task) -> Figures:
-        """Validate the model as received."""
+        """Validate the model as received; under privacy a figure would be a release of its own: there is none."""
         self._receive(vectors, task)
+        if self.config.privacy.kind == "patient_dp":
+            return Figures()
         return self.trainer.validate(self.records, task)
 
     def _receive(self, vectors: Mapping[str, np.ndarray], task: Task) -> None:
@@ -134,4 +183,4 @@ def run_config(values: Mapping[str, Any]) -> str:
         return str(values["config"])
     overrides = [o for o in str(values.get("overrides", "")).split() if o]
     experiment = str(values.get("experiment", ""))
-    return to_json(load([*([f"experiment={experiment}"] if experiment else []), *overrides]))
+    return to_json(with_noise(load([*([f"experiment={experiment}"] if experiment else []), *overrides])))

@@ -96,7 +96,7 @@ class Trainer:
     def train(self, records: SiteRecords, task: Task, groups: Collection[str], *, site: str) -> Figures:
         """Train the parameters of these module groups in place for one round. Raises Diverged."""
         settings: OptimConfig = getattr(self.config.stage, task.stage)
-        self._use_threads()
+        self.use_threads()
         begun, seed = time.monotonic(), seed_of(task.seed, task.stage, task.round, site)
         parameters = [p for name, p in self.model.named_parameters() if group_of(name) in groups]
         anchors = [p.detach().clone() for p in parameters] if self.config.strategy.proximal_mu else []
@@ -177,7 +177,7 @@ class Trainer:
         multi-label organ its mean over the labels.
         """
         begun, losses, aurocs, n = time.monotonic(), 0.0, [], 0
-        self._use_threads()
+        self.use_threads()
         for organ in records.organs(split):
             if task.stage == "finetune":
                 multi_label = self.model.vocabulary.organs[organ].multi_label
@@ -234,7 +234,7 @@ class Trainer:
             return Predictions(np.zeros(0, np.int64), empty, np.zeros(0, np.int64))
         return Predictions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
-    def _use_threads(self) -> None:
+    def use_threads(self) -> None:
         """The process's thread count is anyone's to set; sums depend on it, so it is set before every piece of work."""
         torch.set_num_threads(self.config.engine.threads)
 

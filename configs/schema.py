@@ -310,9 +310,30 @@ class StrategyConfig:
 
 @dataclass
 class PrivacyConfig:
-    """Patient-level differential privacy."""
+    """Patient-level differential privacy of every update that leaves a site; docs/privacy.md has the guarantee."""
 
-    kind: str = setting("none", "none: updates are not private; the report says so", choices=("none",))
+    kind: str = setting(
+        "none", "none: updates are not private; patient_dp: noise at the site, a ledger", choices=("none", "patient_dp")
+    )
+    epsilon: float = setting(8.0, "budget of a site's ledger over its whole life", minimum=0.01, maximum=1000)
+    delta: float = setting(1e-5, "of the guarantee; less than 1 / patients", minimum=1e-12, maximum=0.1)
+    noise_multiplier: float = setting(
+        0.0, "noise over clip_norm; 0: solved, so that the planned rounds use the budget up", minimum=0, maximum=1000
+    )
+    clip_norm: float = setting(0.5, "largest norm of one patient's gradient", minimum=1e-6, maximum=1e6)
+    sample_rate: float = setting(
+        0.5, "chance of each patient to be in a step (Poisson sampling)", minimum=1e-6, maximum=1
+    )
+    steps: int = setting(3, "noisy steps per round", minimum=1, maximum=100_000)
+    lr: float = setting(1.0, "peak learning rate of SGD on noisy gradients", minimum=1e-8, maximum=1000)
+    trainable: str = setting(
+        "all",
+        "what trains under privacy: fewer parameters, less noise",
+        choices=("all", "projections_heads", "norms"),
+    )
+    chunk: int = setting(2, "patients per vmap call: memory against time; 0: one at a time", minimum=0, maximum=4096)
+    secure_noise: bool = setting(True, "noise from a ChaCha20 keystream; false: from torch, faster")
+    ledger_dir: str | None = setting(None, "folder of the site's ledger, SITE.db; None: beside its manifest")
 
 
 @dataclass

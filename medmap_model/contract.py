@@ -8,6 +8,7 @@ train        <- records `arrays` (group -> vector), `task` (ConfigRecord, JSON i
              -> records `arrays` (the groups it owns and trained), `metrics` (declared keys only, see METRICS);
                 validation is of the model as it came, before training: it rides on the train reply
 evaluate     <- as train, -> `metrics` alone (after a stage's last round)
+private reply -> as train, `metrics` empty, and record `receipt` (ConfigRecord, JSON in field `receipt`: how far the ledger is)
 any failure  -> record `refusal` (ConfigRecord: `code` from REFUSALS, `incident`); never an exception's text
 """
 
@@ -20,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 
 ARRAYS = "arrays"
 METRICS_RECORD = "metrics"
 TASK = "task"
 CARD = "card"
 REFUSAL = "refusal"
+RECEIPT = "receipt"
 
 STAGES = ("pretrain", "finetune")
 
@@ -50,6 +52,8 @@ REFUSALS = {
     "data": "the site's data cannot be read; its own log names the files",
     "task": "the task is not one this site can do",
     "policy": "the site's policy does not allow this",
+    "budget": "the site's privacy budget does not allow this round",
+    "ledger": "the site's ledger cannot be used; its own log says why",
     "diverged": "the loss is not finite; lower the learning rate",
     "internal": "the site failed; its own log has the incident",
 }
@@ -57,12 +61,19 @@ REFUSALS = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a site is asked to do in one round."""
+    """What a site is asked to do in one round.
+
+    run, message: what a ledger charges by; a message sent anew has another id. receipt: the newest the server has of this
+    site's ledger, by which a site notices that its file is an older copy.
+    """
 
     stage: str
     round: int
     rounds: int
     seed: int
+    run: str = ""
+    message: str = ""
+    receipt: dict[str, Any] | None = None
     version: int = VERSION
 
     def to_dict(self) -> dict[str, Any]:

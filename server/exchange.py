@@ -93,6 +93,16 @@ def update(reply: Message) -> dict[str, np.ndarray]:
         raise ValueError(f"its arrays cannot be read ({type(error).__name__})") from None
 
 
+def receipt(reply: Message) -> dict[str, Any] | None:
+    """The receipt of a private reply, as the site wrote it; None when there is none that can be read."""
+    record: Any = reply.content.get(contract.RECEIPT) or {}
+    try:
+        found = json.loads(str(record[contract.RECEIPT]))
+        return {"ledger": str(found["ledger"])[:64], "seq": int(found["seq"]), "hash": str(found["hash"])[:64]}
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def metrics(reply: Message) -> dict[str, float]:
     """The declared figures in a reply; anything else in it is ignored."""
     record: Any = reply.content.get(contract.METRICS_RECORD) or {}

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import time
+import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class State:
     completed: rounds done over both stages; best: checkpoint with the lowest validation loss of the present stage;
     stale: rounds since; pretrained: checkpoint that stage 1 ended with; lines: rounds in metrics.jsonl; pending: the latest
     round's line, until the sites have validated the model that it made (which rides on the next round's replies); trained:
-    the sites that have returned an update, and the modalities and organs that they have patients of.
+    the sites that have returned an update, and the modalities and organs that they have patients of; run: an id for the
+    sites' ledgers (private runs alone); receipts: site -> how far its ledger had come.
     """
 
     condition: str
@@ -50,6 +52,8 @@ class State:
     pending: dict[str, Any] | None = None
     pretrained: str | None = None
     trained: dict[str, list[str]] = field(default_factory=lambda: {"sites": [], "modalities": [], "organs": []})
+    run: str = ""
+    receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Federation:
@@ -78,7 +82,8 @@ class Federation:
         self.layout, self.text_hash, self.folder = layout, text_hash, folder
         self.progress: Progress | None = progress
         self.expected, self.companions = sites, companions
-        self.vectors, self.state = initial, State(condition)
+        run = "" if config.privacy.kind == "none" else uuid.uuid4().hex
+        self.vectors, self.state = initial, State(condition, run=run)
         self.history: list[dict[str, Any]] = []
         resumed = checkpoint.latest(folder / "checkpoints")
         if resumed is not None:
@@ -177,7 +182,9 @@ class Federation:
         replies: dict[str, dict[str, float]] = {}
         refused: list[dict[str, str]] = []
         up: dict[str, int] = {}
-        messages = [broadcast.message(m.node, "train", groups[m.node], task) for m in members if groups[m.node]]
+        messages = [
+            broadcast.message(m.node, "train", groups[m.node], self._to(task, m)) for m in members if groups[m.node]
+        ]
         for node, reply in exchange.collect(
             self.grid, messages, timeout_s=self.config.strategy.round_timeout_s, poll_s=self._poll_s
         ):
@@ -193,6 +200,8 @@ class Federation:
                 self._tell("message", stage=stage, site=names[node], text=f"update refused: {reason}")
                 continue
             replies[names[node]] = exchange.metrics(reply)
+            if (receipt := exchange.receipt(reply)) is not None:
+                self.state.receipts[names[node]] = receipt
             for group, vector in update.items():
                 up[group] = up.get(group, 0) + vector.nbytes
             self._tell("reply", stage=stage, site=names[node], loss=replies[names[node]].get("loss"))
@@ -222,6 +231,11 @@ class Federation:
         }
         self._tell("round_end", stage=stage, loss=self.state.pending["loss"], score=self._latest_score(stage))
         return True
+
+    def _to(self, task: Task, member: Member) -> Task:
+        """The task for one site: with an id of its own and the newest receipt of the site's ledger."""
+        receipt = self.state.receipts.get(member.card.site)
+        return replace(task, run=self.state.run, message=uuid.uuid4().hex, receipt=receipt)
 
     def _close(self, stage: str, settings: OptimConfig, members: list[Member]) -> None:
         """Validate the stage's last model; after an early stop go back to the best one."""

@@ -77,8 +77,11 @@ def jobs(config: Config, hospitals: Sequence[Hospital]) -> list[list[Job]]:
     """What to train, in batches that belong to one worker each."""
     sites = tuple(h.entry for h in hospitals if not h.external)
     text = to_json(config)
-    naive = to_json(replace(config, strategy=replace(config.strategy, kind="naive")))
-    inprocess = to_json(replace(config, engine=replace(config.engine, kind="inprocess")))
+    plain = replace(
+        config, privacy=replace(config.privacy, kind="none")
+    )  # what the federation is compared with is not private
+    naive = to_json(replace(plain, strategy=replace(config.strategy, kind="naive")))
+    inprocess = to_json(replace(plain, engine=replace(config.engine, kind="inprocess")))
     everything = SiteEntry("pooled", tuple(m for s in sites for m in s.manifests))
     baselines = {
         "pooled": [Job("pooled", (everything,), inprocess)],

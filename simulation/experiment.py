@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def run(config: Config, progress: Progress) -> Path:
         config = replace(config, text=replace(config.text, cache_dir=str(run_dir.parent / "cache" / "text")))
     if config.text.model != TextConfig.model:  # one that may be missing: say so before anything is simulated
         build_text_encoder(config.text)
+    config = _private(config, run_dir)
     vocabulary = load_vocabulary(config.data.vocabulary)
     hospitals, data = prepare_data(config, vocabulary, run_dir, progress)
     generated = time.monotonic()
@@ -69,7 +71,7 @@ def run(config: Config, progress: Progress) -> Path:
             operating_point=config.evaluation.operating_point,
         ),
         "evaluation": federated["evaluation"],
-        "privacy": None,
+        "privacy": _spent(config, hospitals),
         "participation": federated["participation"],
         "communication": federated["communication"],
         "peak_memory_mb": max(r["peak_memory_mb"] for r in results.values()),
@@ -89,6 +91,40 @@ def run(config: Config, progress: Progress) -> Path:
     summary["timing"] |= {"report_s": time.monotonic() - reporting, "wall_s": time.monotonic() - begun}
     write_json(run_dir / "summary.json", summary)
     return run_dir
+
+
+def _private(config: Config, run_dir: Path) -> Config:
+    """Under privacy: refuse what would leak, fix the noise of all rounds, and give every hospital a ledger in this run."""
+    if config.privacy.kind == "none":
+        return config
+    from client.privacy.checks import check_settings
+    from medmap_model.accounting import with_noise
+
+    check_settings(config)
+    config = with_noise(config)
+    folder = config.privacy.ledger_dir or str(run_dir / "ledgers")
+    return replace(config, privacy=replace(config.privacy, ledger_dir=folder))
+
+
+def _spent(config: Config, hospitals: Sequence[Hospital]) -> dict[str, Any] | None:
+    """Hospital -> what its ledger says; None without privacy."""
+    privacy = config.privacy
+    if privacy.kind == "none":
+        return None
+    from client.privacy.ledger import Ledger
+
+    result = {}
+    for name in (h.entry.name for h in hospitals if not h.external):
+        ledger = Ledger(Path(str(privacy.ledger_dir)) / f"{name}.db", epsilon=privacy.epsilon, delta=privacy.delta)
+        result[name] = {
+            "epsilon_spent": ledger.spent(),
+            "epsilon_budget": ledger.epsilon,
+            "delta": ledger.delta,
+            "unit": "patient",
+            "noise_multiplier": privacy.noise_multiplier,
+            "rounds": len(ledger.charges()),
+        }
+    return result
 
 
 def _both(first: Progress, second: Progress) -> Progress:

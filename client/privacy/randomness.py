@@ -1,0 +1,75 @@
+"""Secret randomness for noise and sampling: seeded by the operating system, never by the training seed, never logged.
+
+`SecretRandom` draws from a ChaCha20 keystream (default on a CPU) or, faster and by choice, from a torch generator.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SUMMANDS = 4  # normals averaged per draw: hides the last bits that a float reveals (Holohan and Braghin 2021)
+_BLOCK = 1 << 20
+
+
+class SecretRandom:
+    """One generator per process and round. It has no state to save and cannot be seeded: a test checks both."""
+
+    def __init__(self, *, chacha: bool = True) -> None:
+        self._stream = _Keystream() if chacha else None
+        self._generator = torch.Generator().manual_seed(secrets.randbits(63))
+
+    def normal(self, shape: torch.Size | tuple[int, ...], *, std: float) -> Tensor:
+        """Gaussian noise, float32 on the CPU. Each value is the sum of four normals, halved (arXiv 2107.10138)."""
+        n = math.prod(shape)
+        out = np.empty(n, np.float32)
+        for start in range(0, n, _BLOCK):
+            size = min(_BLOCK, n - start)
+            drawn = sum(self._standard(size) for _ in range(_SUMMANDS)) / math.sqrt(_SUMMANDS)
+            out[start : start + size] = std * drawn
+        return torch.from_numpy(out).view(shape)
+
+    def sample(self, n: int, *, rate: float) -> Tensor:
+        """(n,) bool: each is in with probability `rate`, independently (Poisson sampling). Raises ValueError."""
+        if not 0 < rate <= 1:
+            raise ValueError(f"the sampling rate is {rate}: take more than 0 and at most 1")
+        return torch.from_numpy(self._uniform(n) < rate)
+
+    def discrete_laplace(self, shape: tuple[int, ...], *, scale: float) -> np.ndarray:
+        """Integers with P(k) proportional to exp(-|k| / scale): the difference of two geometric draws."""
+        n = math.prod(shape)
+        draw = [np.floor(np.log1p(-self._uniform(n)) * -scale) for _ in range(2)]
+        return (draw[0] - draw[1]).astype(np.int64).reshape(shape)
+
+    def _uniform(self, n: int) -> np.ndarray:
+        """(n,) float64 in [0, 1), 53 bits each."""
+        if self._stream is None:
+            return torch.rand(n, generator=self._generator, dtype=torch.float64).numpy()
+        words = np.frombuffer(self._stream.read(8 * n), np.uint64)
+        return (words >> np.uint64(11)) * 2.0**-53
+
+    def _standard(self, n: int) -> np.ndarray:
+        """(n,) standard normals: Box and Muller (1958) on the keystream, or torch's."""
+        if self._stream is None:
+            return torch.randn(n, generator=self._generator, dtype=torch.float64).numpy()
+        half = (n + 1) // 2
+        radius = np.sqrt(-2 * np.log1p(-self._uniform(half)))
+        angle = 2 * np.pi * self._uniform(half)
+        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
+
+
+class _Keystream:
+    """Bytes of ChaCha20 under a random key (cryptography package)."""
+
+    def __init__(self) -> None:
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+        algorithm = algorithms.ChaCha20(secrets.token_bytes(32), secrets.token_bytes(16))
+        self._cipher = Cipher(algorithm, mode=None).encryptor()
+
+    def read(self, n: int) -> bytes:
+        return self._cipher.update(bytes(n))

@@ -1,0 +1,105 @@
+"""What a history of noisy releases costs: Opacus' PRV accountant for Gaussian steps, plain addition for Laplace ones.
+
+Both sides rest on it: the server plans noise with it, a site's ledger refuses by it. The one module here that imports Opacus.
+A history is a list of `Cost`; equal ones are merged first (their order does not matter), since composing many distinct
+segments is slow.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from configs.schema import Config, ConfigError
+
+EPS_ERROR = 0.01  # PRV's own: what it reports is an upper bound by this much
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One kind of release, repeated.
+
+    Gaussian: noise_multiplier (standard deviation over the sensitivity), sample_rate (Poisson; 1: everybody), steps.
+    Laplace: epsilon of each release (pure), steps. Exactly one of the two is set.
+    """
+
+    steps: int
+    noise_multiplier: float = 0.0
+    sample_rate: float = 1.0
+    epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        gaussian, laplace = self.noise_multiplier > 0, self.epsilon > 0
+        if gaussian == laplace or self.steps < 1 or not 0 < self.sample_rate <= 1:
+            raise ValueError(
+                f"{self}: give a noise multiplier above 0 or an epsilon above 0, one step or more, and a rate in (0, 1]"
+            )
+
+
+def spent(history: Iterable[Cost], *, delta: float) -> float:
+    """Epsilon at `delta` of everything in the history together; 0 for nothing.
+
+    PRV (Gopi et al. 2021, arXiv 2106.02848) over the Gaussian steps, plus the sum of the pure epsilons (basic
+    composition). An upper bound.
+    """
+    gaussian: dict[tuple[float, float], int] = {}
+    pure = 0.0
+    for cost in history:
+        if cost.epsilon:
+            pure += cost.epsilon * cost.steps
+        else:
+            key = (cost.noise_multiplier, cost.sample_rate)
+            gaussian[key] = gaussian.get(key, 0) + cost.steps
+    if not gaussian:
+        return pure
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = [(sigma, rate, steps) for (sigma, rate), steps in sorted(gaussian.items())]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(accountant.get_epsilon(delta, eps_error=EPS_ERROR)) + pure
+
+
+def noise_multiplier(
+    history: Iterable[Cost], *, epsilon: float, delta: float, sample_rate: float, steps: int, tolerance: float = 0.01
+) -> float:
+    """The least noise multiplier (to a relative tolerance) with which `steps` more keep to the budget.
+
+    On top of what the history has spent already. Raises ValueError when no noise is enough.
+    """
+    before = list(history)
+    already = spent(before, delta=delta)
+    low, high = 0.2, 0.4
+    while spent([*before, Cost(steps, high, sample_rate)], delta=delta) > epsilon:
+        low, high = high, 2 * high
+        if high > 1e3 or already >= epsilon:
+            raise ValueError(
+                f"epsilon {already:.2f} of {epsilon:g} is spent: {steps} steps more cannot keep to the budget; plan fewer, "
+                "or raise the budget"
+            )
+    while high / low > 1 + tolerance:
+        middle = (low * high) ** 0.5
+        fits = spent([*before, Cost(steps, middle, sample_rate)], delta=delta) <= epsilon
+        low, high = (low, middle) if fits else (middle, high)
+    return high
+
+
+def with_noise(config: Config) -> Config:
+    """The config with its noise multiplier solved, so that all planned rounds of both stages use the budget up.
+
+    One multiplier for every round, fixed before the first: the accountant's bound holds for a schedule fixed in advance.
+    Raises ConfigError when no noise is enough.
+    """
+    privacy, stage = config.privacy, config.stage
+    steps = privacy.steps * (stage.pretrain.rounds + stage.finetune.rounds)
+    if privacy.kind == "none" or privacy.noise_multiplier or not steps:
+        return config
+    try:
+        sigma = noise_multiplier(
+            [], epsilon=privacy.epsilon, delta=privacy.delta, sample_rate=privacy.sample_rate, steps=steps
+        )
+    except ValueError as error:
+        raise ConfigError(f"privacy.epsilon={privacy.epsilon:g}: {error}") from None
+    return replace(config, privacy=replace(privacy, noise_multiplier=sigma))

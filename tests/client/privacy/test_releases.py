@@ -1,0 +1,93 @@
+"""Noisy score histograms: sensitivity, honest noise, and what the coordinator can tell from them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from client.privacy.randomness import SecretRandom
+from client.privacy.releases import release_counts, release_scores, score_histograms
+from server.validation import NoisyCounts, estimate, laplace_variance
+
+
+def patients(n: int, *, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(classes, n, p=[0.65, 0.35] if classes == 2 else None)
+    logits = rng.normal(0, 1, (n, classes)) + 1.3 * np.eye(classes)[labels] * (0.5 if classes == 2 else 1)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return labels, p
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_one_patient_is_in_one_cell_of_each_class(classes):
+    labels, p = patients(50, classes=classes)
+    whole = score_histograms(labels, p, bins=8)
+    released = 1 if classes == 2 else classes
+    assert whole.shape == (released, 8, 2) and whole.sum() == 50 * released
+    for i in (0, 17, 49):
+        without = score_histograms(np.delete(labels, i), np.delete(p, i, 0), bins=8)
+        assert np.abs(whole - without).sum() == released
+    labels[:10] = -1
+    assert score_histograms(labels, p, bins=8).sum() == 40 * released
+
+
+@pytest.mark.parametrize(("classes", "epsilon"), [(2, 1.0), (7, 2.0)])
+def test_noise_is_what_the_sensitivity_asks_for(classes, epsilon):
+    labels, p = patients(30, classes=classes)
+    exact = score_histograms(labels, p, bins=8)
+    secret = SecretRandom(chacha=False)
+    noise = np.stack(
+        [release_scores("x", labels, p, epsilon=epsilon, bins=8, secret=secret).counts - exact for _ in range(1500)]
+    )
+    expected = math.sqrt(laplace_variance((1 if classes == 2 else classes) / epsilon))
+    assert noise.std() == pytest.approx(expected, rel=0.05)
+    assert abs(noise.mean()) < 5 * expected / math.sqrt(noise.size)
+    assert (noise.std(0) > 0.7 * expected).all()  # every cell, empty ones too
+
+
+def test_without_noise_the_estimate_is_the_truth_up_to_binning():
+    labels, p = patients(4000)
+    counts = score_histograms(labels, p, bins=64)[0]
+    told = estimate(NoisyCounts(counts, 0.0), bootstrap=200)
+    assert told["auroc"] == pytest.approx(roc_auc_score(labels, p[:, 1]), abs=2e-3)
+    at = p[:, 1] >= told["threshold"]
+    assert told["sensitivity"] == pytest.approx(at[labels == 1].mean(), abs=0.02)
+    assert told["specificity"] == pytest.approx(1 - at[labels == 0].mean(), abs=0.02)
+    low, high = told["auroc_ci"]
+    assert low < told["auroc"] < high and high - low < 0.05
+
+
+def test_sites_add_up_and_the_interval_covers_noise_and_sampling():
+    truth = 0.0
+    covered = wide = 0
+    big = patients(200_000, seed=99)
+    truth = roc_auc_score(big[0], big[1][:, 1])
+    for repeat in range(60):
+        total = None
+        for site in range(3):
+            labels, p = patients(100, seed=1000 * repeat + site)
+            release = release_scores("brain", labels, p, epsilon=1.0, bins=8, secret=SecretRandom(chacha=False))
+            noisy = NoisyCounts(release.counts[0], laplace_variance(release.scale))
+            total = noisy if total is None else total + noisy
+        told = estimate(total, bootstrap=150, seed=repeat)
+        covered += told["auroc_ci"][0] <= truth <= told["auroc_ci"][1]
+        wide += told["auroc_ci"][1] - told["auroc_ci"][0]
+    assert covered >= 50  # 95 % nominal; binning and clipping cost a little
+    assert wide / 60 < 0.25
+
+
+def test_nothing_to_tell_is_none_with_a_reason():
+    told = estimate(NoisyCounts(np.array([[5, 0], [3, -2]]), 1.0))
+    assert told["auroc"] is None and "too few patients" in told["reason"]
+
+
+def test_a_table_of_counts():
+    exact = np.array([[10, 0], [3, 7]])
+    noisy = np.stack(
+        [release_counts(exact, sensitivity=2, epsilon=1.0, secret=SecretRandom(chacha=False)) for _ in range(4000)]
+    )
+    assert noisy.mean(0) == pytest.approx(exact, abs=0.3)
+    assert (noisy - exact).std() == pytest.approx(math.sqrt(laplace_variance(2.0)), rel=0.05)
