@@ -101,3 +101,23 @@ def test_the_same_order_of_patients_under_another_hospital_order_gives_the_same_
     two = run(tmp_path / "b", dict(reversed(hospitals.items())), cache).vectors
     for group, vector in one.items():
         np.testing.assert_array_equal(two[group], vector)
+
+
+def test_hospitals_that_share_no_modality_still_train_one_shared_encoder(tmp_path, hospitals, cache):
+    f = run(tmp_path, hospitals, cache, "model.sharing=shared")
+    start = run(tmp_path / "none", hospitals, cache, "model.sharing=shared", "stage.pretrain.rounds=0", "stage.finetune.rounds=0")  # fmt: skip
+    assert [g for g in f.vectors if g.startswith("encoder/")] == ["encoder/shared"]
+    assert (f.vectors["encoder/shared"] != start.vectors["encoder/shared"]).any()
+    assert (f.vectors["projection/C+A"] == start.vectors["projection/C+A"]).all()  # nobody has it
+
+
+def test_a_run_starts_from_another_runs_checkpoint_and_says_what_matched(tmp_path, hospitals, cache):
+    before = run(tmp_path / "before", hospitals, cache)
+    told: list[str] = []
+    after = run(
+        tmp_path / "after", hospitals, cache, f"model.init={tmp_path}/before/checkpoints/finetune-0002", "model.fusion.layers=2",
+        "stage.pretrain.rounds=0", "stage.finetune.rounds=0", progress=lambda e: told.append(e.text),
+    )  # fmt: skip
+    np.testing.assert_array_equal(after.vectors["encoder/T1"], before.vectors["encoder/T1"])
+    said = next(t for t in told if "init=" in t)
+    assert "parameter tensors set" in said and "left random (fusion.layers.1." in said

@@ -48,3 +48,19 @@ def test_no_ledger_is_one_sentence(tmp_path):
     (tmp_path / "junk.db").write_bytes(b"junk" * 1000)
     with pytest.raises(LedgerError, match=r"junk\.db is not a readable ledger"):
         open_existing(tmp_path / "junk.db")
+
+
+def test_the_command_prints_the_same_as_json_and_a_mistake_is_one_sentence(ledger, tmp_path):
+    from typer.testing import CliRunner
+
+    from client.cli import app
+
+    run = CliRunner().invoke(app, ["budget", str(ledger.path), "--json", "--steps", "3", "--noise-multiplier", "4"])
+    assert run.exit_code == 0, run.output
+    told = json.loads(run.output)
+    assert told["epsilon_spent"] == pytest.approx(ledger.spent()) and told["planned"]["steps"] == 3
+    shown = CliRunner().invoke(app, ["budget", str(ledger.path)])
+    assert shown.exit_code == 0 and "of 2 spent" in shown.output
+    missing = CliRunner().invoke(app, ["budget", str(tmp_path / "nowhere.db")])
+    assert missing.exit_code == 1
+    assert "Traceback" not in missing.output
