@@ -138,7 +138,7 @@ EVALUATION = """
 </table>
 {% for note in c.notes %}<p class="soft">{{ note }}</p>{% endfor %}
 {% endcall %}
-{% else %}{{ missing("results on corrupted scans") }}{% endfor %}
+{% else %}{{ missing("results on corrupted scans; evaluation=full measures them") }}{% endfor %}
 </div>
 </section>
 

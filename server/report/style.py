@@ -89,6 +89,7 @@ svg text { font-family: system-ui, "Segoe UI", Roboto, Arial, sans-serif !import
 .slices figure p { aspect-ratio: 1; margin: 0; display: grid; place-items: center; text-align: center;
   border: 1px dashed #999; }
 .slices figcaption { font-size: .75rem; color: var(--soft); text-align: center; }
+.slices figcaption small { display: block; white-space: nowrap; }
 .example blockquote { margin: .6rem 0; padding-left: .7rem; border-left: 3px solid var(--line);
   font-size: .9rem; }
 .example table { width: 100%; font-size: .85rem; }
