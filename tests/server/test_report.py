@@ -52,7 +52,7 @@ EXTRA = (
     "zero-shot results",
     "retrieval results",
     "results with missing modalities",
-    "results on corrupted scans",
+    "results on corrupted scans; evaluation=full measures them",
     "importance of modalities",
 )
 # What Flower's own app leaves: no data, no sites, no scores.
