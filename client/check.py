@@ -22,7 +22,7 @@ from client.manifest import SPLITS, Manifest, Study, scan_manifest
 from client.problems import Problem
 from client.volumes import prepare
 from configs.schema import VolumesConfig
-from medmap_model.vocabulary import Vocabulary
+from medmap_model.vocabulary import NONE, Vocabulary
 
 _RANGES = 6  # of row numbers, shown of a problem that many rows share
 
@@ -129,8 +129,9 @@ def _summary(found: SiteCheck, vocabulary: Vocabulary, config: VolumesConfig) ->
     organs = Table("organ", "studies", "abnormality", box=box.SIMPLE_HEAD, pad_edge=False)
     for organ in vocabulary.organs.values():
         of_organ = [study for study in studies if study.organ == organ.name]
-        labels = Counter(study.abnormality or "not given" for study in of_organ)
-        parts = [f"{name} {labels[name]}" for name in (*organ.abnormalities, "not given") if labels[name]]
+        named = [organ.classes_of(s.abnormality) or (NONE,) if s.abnormality else ("not given",) for s in of_organ]
+        labels = Counter(name for names in named for name in names)
+        parts = [f"{name} {labels[name]}" for name in (*organ.abnormalities, NONE, "not given") if labels[name]]
         if of_organ:
             organs.add_row(organ.name, str(len(of_organ)), ", ".join(parts))
     yield organs

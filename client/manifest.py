@@ -142,11 +142,13 @@ class _Reader:
                 self.say(row, name, "The cell is empty", "Fill it in; every volume needs it")
         organ = self.organ(row, cell.get("organ", ""), cell["modality"])
         label, split = cell.get("abnormality", ""), cell.get("split", "")
-        classes = self.vocabulary.organs[organ].abnormalities if organ else ()
-        if label and classes and label not in classes:
-            problem = f"'{label}' is not an abnormality of the {organ}"
-            self.say(row, "abnormality", problem, nearest(label, classes))
-            cell["abnormality"] = ""
+        if label and organ:
+            spec = self.vocabulary.organs[organ]
+            unknown = [name for name in spec.classes_of(label) if name not in spec.abnormalities]
+            if unknown:
+                problem = f"'{unknown[0]}' is not an abnormality of the {organ}"
+                self.say(row, "abnormality", problem, nearest(unknown[0], spec.abnormalities))
+                cell["abnormality"] = ""
         if split and split not in SPLITS:
             self.say(row, "split", f"'{split}' is not a split", nearest(split, SPLITS))
             del cell["split"]

@@ -224,7 +224,9 @@ class MedMAP(nn.Module):
         )
         share = objectives.supervised_share(progress, floor=config.supervised_floor)
         texts = full_precision(self.text_projection(self.texts.of_labels(batch.label, batch.organ)))
-        aligned = objectives.alignment(full_precision(feature), texts, batch.label)
+        # Of a multi-label organ, a patient who has none of the abnormalities has no text to align with.
+        described = batch.label.masked_fill(batch.label == 0, -1) if organ.multi_label else batch.label
+        aligned = objectives.alignment(full_precision(feature), texts, described)
         loss = share * supervised["loss"] + (1 - share) * aligned["loss"]
         terms = {"supervised": supervised["loss"], "alignment": aligned["loss"]}
         return {"loss": loss, **_detached(terms)}

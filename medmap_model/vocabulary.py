@@ -21,6 +21,9 @@ class VocabularyError(ValueError):
     """A vocabulary that contradicts itself; the message says where and what to do."""
 
 
+NONE = "none"  # a multi-label organ's entry of a patient known to have no abnormality
+
+
 @dataclass(frozen=True)
 class Organ:
     """One organ: modality slots, classes with their public texts, and the class-independent texts.
@@ -51,7 +54,8 @@ class Organ:
     def label(self, abnormality: str | None) -> int:
         """A label as an integer; -1 when it is not known (None or empty). Raises KeyError for a name that is no class.
 
-        The index of the class; for a multi-label organ the bit set of the classes, whose names `;` separates.
+        The index of the class; for a multi-label organ the bit set of the classes, whose names `;` separates, and 0 for
+        `none`: a patient who is known to have none of them.
         """
         if not abnormality:
             return -1
@@ -63,6 +67,8 @@ class Organ:
         """The classes that a manifest's entry names, each once: several for a multi-label organ, `;` between them."""
         if not self.multi_label:
             return (abnormality,)
+        if abnormality.strip() == NONE:
+            return ()
         return tuple(dict.fromkeys(name.strip() for name in abnormality.split(";")))
 
     def _index(self, name: str) -> int:
