@@ -30,6 +30,10 @@ def run(config: Config, progress: Progress) -> Path:
     """Run the experiment, or go on with the one in `config.resume`. Returns the run's folder."""
     begun, resumed = time.monotonic(), bool(config.resume)
     device_of(config.engine)
+    if config.privacy.kind != "none":
+        from client.privacy.checks import check_settings
+
+        check_settings(config)
     run_dir, config = _open_folder(config, progress)
     if config.text.cache_dir is None:  # beside the prepared volumes, for all processes of the run and the next one
         config = replace(config, text=replace(config.text, cache_dir=str(run_dir.parent / "cache" / "text")))
@@ -94,13 +98,11 @@ def run(config: Config, progress: Progress) -> Path:
 
 
 def _private(config: Config, run_dir: Path) -> Config:
-    """Under privacy: refuse what would leak, fix the noise of all rounds, and give every hospital a ledger in this run."""
+    """Under privacy: fix the noise of all rounds, and give every hospital a ledger in this run."""
     if config.privacy.kind == "none":
         return config
-    from client.privacy.checks import check_settings
     from medmap_model.accounting import with_noise
 
-    check_settings(config)
     config = with_noise(config)
     folder = config.privacy.ledger_dir or str(run_dir / "ledgers")
     return replace(config, privacy=replace(config.privacy, ledger_dir=folder))
