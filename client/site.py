@@ -14,7 +14,7 @@ import numpy as np
 from client.records import SiteRecords
 from client.training import Figures, Trainer
 from configs import from_json, load_vocabulary
-from configs.schema import Config, TextConfig, VolumesConfig
+from configs.schema import Config, ConfigError, TextConfig, VolumesConfig
 from medmap_model.accounting import with_noise
 from medmap_model.contract import STAGES, VERSION, Card, Task
 from medmap_model.groups import group_names, owned, pack, trunks, unpack
@@ -105,8 +105,13 @@ class Site:
         return update
 
     def _charge(self, task: Task, purpose: str, cost: Cost) -> Key:
+        from client.privacy.checks import check_settings
         from client.privacy.ledger import BudgetExceeded, Key, LedgerError, Receipt
 
+        try:
+            check_settings(self.config)  # whoever composed the settings: the site looks for itself
+        except ConfigError as error:
+            raise SiteError("policy", str(error)) from None
         key, privacy = Key(task.run, task.stage, task.round, task.message), self.config.privacy
         if privacy.delta * self.records.patients("train") >= 1:
             raise SiteError("policy", f"privacy.delta={privacy.delta:g} is not below 1 / patients: take a smaller one")

@@ -31,6 +31,10 @@ def check_settings(config: Config) -> None:
             "patience: stopping on private validation is a release of its own; take 0, a fixed number of rounds",
         ),
         (
+            config.model.encoder.checkpointing,
+            "model.encoder.checkpointing=true: gradients per patient cannot recompute activations; take false",
+        ),
+        (
             config.strategy.kind == "naive",
             "strategy=naive: a site would send groups that it has no patients for; take strategy=modality_aware",
         ),

@@ -15,6 +15,7 @@ from configs import to_json
 from medmap_model import contract
 from medmap_model.accounting import with_noise
 from server.app import federate
+from server.members import FederationError
 from server.progress import Event
 from simulation.engines import InProcessGrid
 from tests.conftest import small_config
@@ -124,6 +125,7 @@ def test_an_older_copy_of_the_ledger_is_noticed(tmp_path, hospitals, cache, capl
         ("stage.pretrain.queue=8", "past patients"),
         ("stage.finetune.patience=2", "patience"),
         ("strategy=naive", "strategy=naive"),
+        ("model.encoder.checkpointing=true", "checkpointing"),
     ],
 )
 def test_what_would_leak_is_refused_by_name(override, words):
@@ -135,6 +137,12 @@ def test_what_would_leak_is_refused_by_name(override, words):
         check_settings(small_config(*base))
     assert "\n" not in str(caught.value)
     check_settings(small_config("privacy=patient_dp", "stage.pretrain.objective=bank"))
+
+
+def test_a_site_refuses_by_itself_what_would_leak_and_charges_nothing(tmp_path, hospitals, cache, caplog):
+    with caplog.at_level(logging.CRITICAL, "medmap.client"), pytest.raises(FederationError, match="no quorum"):
+        run(tmp_path, hospitals, cache, "stage.finetune.patience=2", "strategy.retries=0")
+    assert not list((tmp_path / "ledgers").glob("*.db"))
 
 
 def test_a_coupled_loss_is_told_from_a_separable_one(hospitals, cache):
