@@ -1,7 +1,7 @@
 """Missing modalities and MRI corruptions: seconds for every subset of modalities, or a finished run's scores, as CSV.
 
-python -m benchmarks.robustness                   CPU seconds for 100 patients x 15 and x 255 subsets, one thread, untrained
-                                                  models: benchmarks/results/robustness_speed.csv
+python -m benchmarks.robustness                   seconds for 100 patients x 15 and x 255 subsets, untrained models, on one
+                                                  thread and on two: benchmarks/results/robustness_speed.csv
 python -m benchmarks.robustness outputs/demo      the federated model of a run, every subset and every corruption:
                                                   benchmarks/results/robustness.csv, and docs/corruptions.png, what
                                                   the corruptions look like on its test patients
@@ -12,11 +12,14 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich import box
 from rich.console import Console
@@ -26,7 +29,7 @@ from configs import from_dict, load, load_vocabulary, to_json
 from configs.schema import EvaluationConfig
 from medmap_model.batch import Batch
 from medmap_model.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from medmap_model.evaluation.missing import encode_all, missing_modalities
+from medmap_model.evaluation.missing import encode_all, missing_modalities, subset_probabilities, subsets
 
 RESULTS = Path(__file__).parent / "results"
 SHEET = Path(__file__).parent.parent / "docs" / "corruptions.png"
@@ -46,7 +49,7 @@ def batches(organ: str, *, slots: int, classes: int, size: int) -> Iterator[Batc
 
 
 def speed() -> Iterator[dict[str, Any]]:
-    """A row per model and organ. CPU seconds: other jobs on the machine do not count."""
+    """A row per model, organ and number of threads. cpu_s: other jobs on the machine do not count; wall_s: they do."""
     from medmap_model.model import build_model
     from medmap_model.text import build_text_encoder
 
@@ -56,14 +59,23 @@ def speed() -> Iterator[dict[str, Any]]:
         model = build_model(config.model, vocabulary, build_text_encoder(config.text), seed=0)
         for organ in vocabulary.organs.values():
             shape = {"slots": len(organ.modalities), "classes": len(organ.abnormalities)}
-            begun = time.process_time()
-            encodings = encode_all(model, batches(organ.name, **shape, size=config.model.encoder.size))
-            encoded = time.process_time()
-            subsets = len(missing_modalities(model, encodings)["subsets"])
-            yield {
-                "model": name, "organ": organ.name, "patients": PATIENTS, "subsets": subsets,
-                "encode_s": round(encoded - begun, 2), "subsets_s": round(time.process_time() - encoded, 2),
-            }  # fmt: skip
+            made = partial(batches, organ.name, **shape, size=config.model.encoder.size)
+            encodings, kept = encode_all(model, made()), subsets(np.ones(shape["slots"], bool))
+            damaged = encodings.embedded  # as costly as really damaged ones
+            timed: dict[str, Callable[[], object]] = {
+                "encode": partial(lambda m, f: encode_all(m, f()), model, made),
+                "entire_missing": partial(missing_modalities, model, encodings),
+                "random_missing": partial(subset_probabilities, model, encodings, ~kept, degraded=damaged),
+            }
+            for threads, (what, run) in product((1, 2), timed.items()):
+                torch.set_num_threads(threads)
+                begun, used = time.perf_counter(), time.process_time()
+                run()
+                yield {
+                    "model": name, "organ": organ.name, "patients": PATIENTS, "subsets": len(kept), "what": what,
+                    "threads": threads, "cpu_s": round(time.process_time() - used, 2),
+                    "wall_s": round(time.perf_counter() - begun, 2),
+                }  # fmt: skip
 
 
 def scores_of(run_dir: Path) -> Iterator[dict[str, Any]]:
@@ -92,11 +104,12 @@ def scores_of(run_dir: Path) -> Iterator[dict[str, Any]]:
         for row in missing["subsets"]:
             name = "+".join(row["missing"]) or "nothing"
             yield {"organ": organ, "kind": "missing", "name": name, "level": len(row["missing"])} | _figures(row)
-        for kind in ("random", "noisy"):
-            for level, auroc in missing[kind].items():
-                yield {"organ": organ, "kind": kind, "name": "all modalities", "level": level} | _figures(
-                    {"auroc": auroc}
-                )
+        for level, lost in missing["random"].items():
+            for name in ("mean", "all", "worst"):
+                auroc = lost["worst"]["value"] if name == "worst" else lost[name]
+                yield {"organ": organ, "kind": "random", "name": name, "level": level} | _figures({"auroc": auroc})
+        for level, auroc in missing["noisy"].items():
+            yield {"organ": organ, "kind": "noisy", "name": "all", "level": level} | _figures({"auroc": auroc})
     for organ, corrupted in found["corruptions"].items():
         yield {"organ": organ, "kind": "corruption", "name": "clean", "level": 0} | _figures(corrupted["clean"])
         for row in corrupted["rows"]:

@@ -24,7 +24,8 @@ from client.training import Trainer
 from configs.schema import Config
 from medmap_model.batch import Batch
 from medmap_model.evaluation import scores
-from medmap_model.evaluation.missing import Encodings, degraded_modalities, encode_all, missing_modalities
+from medmap_model.evaluation.degraded import lost_signal, noisy
+from medmap_model.evaluation.missing import Encodings, encode_all, missing_modalities
 from medmap_model.groups import layout, pack, unpack
 from medmap_model.text import build_text_encoder
 from server import checkpoint
@@ -96,9 +97,11 @@ def _missing(config: Config, trainer: Trainer, test: TestSet, encodings: Encodin
     def batches() -> Iterator[Batch]:
         return test.batches(encodings.organ)
 
-    return missing_modalities(trainer.model, encodings) | degraded_modalities(
-        trainer.model, batches, known=test.known, seed=config.seed
-    )
+    how: dict[str, Any] = {"known": test.known, "seed": config.seed}
+    return missing_modalities(trainer.model, encodings) | {
+        "random": lost_signal(trainer.model, encodings, batches, **how),
+        "noisy": noisy(trainer.model, batches, **how),
+    }
 
 
 def _aligned(

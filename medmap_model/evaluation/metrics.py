@@ -56,6 +56,22 @@ def scores(
     return result
 
 
+def quick_scores(
+    labels: np.ndarray, probabilities: np.ndarray, *, multi_label: bool = False, metrics: Collection[str] = METRICS
+) -> dict[str, Any]:
+    """What `scores` gives without intervals, up to its rounding, thirty times as fast: for hundreds of sets of predictions.
+
+    The bootstrap's own arithmetic, on everybody once.
+    """
+    case = build_case(labels, probabilities, multi_label=multi_label)
+    once = on_resamples(case, np.ones((1, len(case))), metrics) if len(case) else {}
+    values = {m: once[m][0] if m in once else np.nan for m in metrics}
+    result: dict[str, Any] = {m: None if np.isnan(v) else float(v) for m, v in values.items()} | {"n": len(case)}
+    if missing := [m for m in metrics if result[m] is None]:
+        result["reasons"] = dict.fromkeys(missing, undefined(case))
+    return result
+
+
 def resampled(
     labels: np.ndarray,
     probabilities: np.ndarray,

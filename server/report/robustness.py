@@ -80,7 +80,9 @@ def _missing(organ: str, found: Row) -> Row:
     rows = [("All its modalities", found.get("full")), ("Mean over all subsets", found.get("mean"))]
     rows += [(f"Expected, each hidden with chance {p}", v) for p, v in (found.get("expected") or {}).items()]
     rows += [(f"Worst subset{f': {_left(modalities, worst)}' if worst.get('missing') else ''}", worst.get("value"))]
-    rows += [(f"{_share(r)} of the voxels lost", v) for r, v in (found.get("random") or {}).items()]
+    for rate, lost in (found.get("random") or {}).items():
+        rows += [(f"{_share(rate)} of the voxels lost, mean over all subsets", lost.get("mean"))]
+        rows += [(f"{_share(rate)} of the voxels lost, worst subset", (lost.get("worst") or {}).get("value"))]
     rows += [(f"Noise, {level}", v) for level, v in (found.get("noisy") or {}).items()]
     return {
         "organ": organ,

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, f1_score, matthews_corrcoef, roc_auc_score
 
 from medmap_model.evaluation import METRICS, resampled, scores
+from medmap_model.evaluation.metrics import quick_scores
 from medmap_model.evaluation.metrics_case import build_case
 from medmap_model.evaluation.metrics_resampled import on_resamples
 
@@ -76,6 +77,7 @@ def test_every_metric_equals_scikit_learn_and_so_does_its_resampled_form(classes
             assert ours.pop("ece") == pytest.approx(_once(y, p, threshold)["ece"], abs=1e-6)
             expected.pop("ece")
         assert ours == pytest.approx(expected, abs=1e-6)
+        assert quick_scores(y, p) == pytest.approx(scores(y, p), abs=1e-6)
         again = {m: v for m, v in _once(y, p, threshold).items() if m in expected}
         assert again == pytest.approx(expected, abs=1e-7 if "ece" in expected else 1e-12)
 
@@ -146,6 +148,8 @@ def test_unknown_labels_are_dropped():
     ],
 )
 def test_undefined_is_none_with_a_reason_never_0(labels, reason):
+    same = np.array(labels), np.full((len(labels), 3), 1 / 3)
+    assert quick_scores(*same, metrics=METRICS[:-1]) == scores(*same, metrics=METRICS[:-1]), "the quick form agrees"
     p = np.full((len(labels), 2), 0.5)
     result = scores(np.array(labels, dtype=int), p, bootstrap=10, classes=("no_tumour", "tumour"))
     assert result["n"] == sum(v >= 0 for v in labels)

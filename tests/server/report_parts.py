@@ -105,7 +105,11 @@ def missing(modalities: list[str]) -> dict[str, Any]:
         "mean": sum(s["auroc"] for s in subsets) / len(subsets),
         "expected": {"0.05": 0.94, "0.1": 0.93, "0.2": 0.91},
         "worst": {"value": worst["auroc"], "missing": worst["missing"]},
-        "random": {"0.25": 0.93, "0.5": 0.88, "0.75": None},
+        "random": {
+            "0.25": {"mean": 0.93, "all": 0.92, "worst": {"value": 0.92, "lost": modalities}},
+            "0.5": {"mean": 0.88, "all": 0.85, "worst": {"value": 0.85, "lost": modalities}},
+            "0.75": {"mean": None, "worst": None, "reason": "one class only"},
+        },
         "noisy": {"low": 0.94, "mid": 0.9, "high": 0.78},
         "subsets": subsets,
     }

@@ -58,7 +58,7 @@ def test_evaluation_is_shown_as_far_as_it_goes(page: str) -> None:
     assert "0 1 0.950 0.950 1 4 0.902 0.880" in text  # brain: hidden, subsets, mean, worst
     assert "Worst subset: T2 0.800" in text
     assert "Modalities left AUROC Balanced accuracy T2 0.800 0.700 T1ce 0.800" in text
-    assert "75 % of the voxels lost –" in text
+    assert "75 % of the voxels lost, worst subset –" in text
     text = section(page, "corruptions")
     assert "bias field 1 0.930 0.800 0.130 −0.01" in text
     assert "Worst: resolution, severity 3, 0.840." in text
