@@ -6,20 +6,25 @@ import functools
 import json
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SType
 
 from medmap_model import contract
-from medmap_model.contract import Task
+from medmap_model.contract import Request, Task
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from client.secure import SecureSite
     from client.site import Site
+    from client.training import Figures
+    from configs.schema import StrategyConfig
 
 log = logging.getLogger("medmap.client")
 app = ClientApp()
@@ -57,15 +62,25 @@ def _code(error: Exception) -> str:
 
 
 def _site(context: Context) -> Site:
-    """The hospital behind this node: `manifest` of the node config, or a line of the run's sites file (simulation)."""
+    """The hospital behind this node: `site-file` or `manifest` of the node config, or a line of the run's sites file."""
+    from client.policy import Privacy, read_site
     from client.site import SiteError, open_site, read_sites, run_config
+    from configs.schema import ConfigError
 
+    manifests: tuple[Path, ...]
     config = run_config(context.run_config)
     node, run = context.node_config, context.run_config
-    if node.get("manifest"):
+    policy, folder = None, None
+    if node.get("site-file"):
+        try:
+            own = read_site(Path(str(node["site-file"])))
+        except ConfigError as error:
+            raise SiteError("policy", str(error)) from None
+        name, manifests, policy, folder = own.name, (own.manifest,), own.privacy, own.cache_dir
+    elif node.get("manifest"):
         manifest = Path(str(node["manifest"]))
-        name = str(node.get("site", manifest.parent.name))
-        manifests: tuple[Path, ...] = (manifest,)
+        name, policy = str(node.get("site", manifest.parent.name)), Privacy()
+        manifests = (manifest,)
     elif run.get("sites-file"):
         entries = read_sites(Path(str(run["sites-file"])))
         index = int(node.get("partition-id", -1))
@@ -73,9 +88,9 @@ def _site(context: Context) -> Site:
             raise SiteError("data", f"partition-id {index}: the sites file has {len(entries)} sites")
         name, manifests = entries[index].name, entries[index].manifests
     else:
-        raise SiteError("data", "no data: start this node with --node-config 'manifest=\"/path/manifest.csv\"'")
-    cache = node.get("cache-dir") or run.get("cache-dir")
-    return open_site(config, name, manifests, Path(str(cache)) if cache else manifests[0].parent / ".medmap-cache")
+        raise SiteError("data", "no data: start this node with --node-config 'site-file=\"/path/site.yaml\"'")
+    cache = node.get("cache-dir") or run.get("cache-dir") or folder or manifests[0].parent / ".medmap-cache"
+    return open_site(config, name, manifests, Path(str(cache)), policy)
 
 
 def _vectors(msg: Message) -> dict:
@@ -99,23 +114,100 @@ def query(msg: Message, context: Context) -> RecordDict:
     return RecordDict({contract.CARD: ConfigRecord({contract.CARD: json.dumps(card.to_dict())})})
 
 
+def _secure_step(
+    msg: Message, context: Context, step: Callable[[SecureSite, Mapping[str, Any]], Mapping[str, Any]]
+) -> RecordDict:
+    from client.site import run_config
+
+    secure = _secure(context, _strategy(run_config(context.run_config)))
+    answer = step(secure, _secure_body(msg))
+    _remember(context, secure)
+    return RecordDict({contract.SECURE: ConfigRecord({contract.SECURE: json.dumps(answer)})})
+
+
+@functools.lru_cache(maxsize=4)
+def _strategy(config_json: str) -> StrategyConfig:
+    """The strategy alone: keys and shares need neither model nor data."""
+    from configs import from_json
+
+    return from_json(config_json).strategy
+
+
+def _secure(context: Context, strategy: StrategyConfig) -> SecureSite:
+    """This site's secrets of the present round. They live in Flower's context: a SuperNode keeps it in its memory and hands
+    it to the process of each message; it never goes to the server."""
+    from client.secure import SecureSite
+
+    kept: Any = context.state.get(contract.SECURE) or {contract.SECURE: "{}"}
+    return SecureSite(json.loads(str(kept[contract.SECURE])), strategy)
+
+
+def _remember(context: Context, secure: SecureSite) -> None:
+    context.state[contract.SECURE] = ConfigRecord({contract.SECURE: json.dumps(secure.state)})
+
+
+def _secure_body(msg: Message) -> dict[str, Any]:
+    return dict(json.loads(str(msg.content[contract.SECURE][contract.SECURE])))
+
+
+@app.query("secure_keys")
+@guarded
+def secure_keys(msg: Message, context: Context) -> RecordDict:
+    """Public keys for the next round."""
+    from client.secure import SecureSite
+
+    return _secure_step(msg, context, SecureSite.keys)
+
+
+@app.query("secure_shares")
+@guarded
+def secure_shares(msg: Message, context: Context) -> RecordDict:
+    """Shares of this site's secrets, sealed for each other site."""
+    from client.secure import SecureSite
+
+    return _secure_step(msg, context, SecureSite.shares)
+
+
+@app.query("secure_unmask")
+@guarded
+def secure_unmask(msg: Message, context: Context) -> RecordDict:
+    """The shares that unmask the round's sums."""
+    from client.secure import SecureSite
+
+    return _secure_step(msg, context, SecureSite.unmask)
+
+
+def _train(site: Site, msg: Message, context: Context) -> tuple[Mapping[str, np.ndarray], Figures]:
+    """The update and its figures; masked when the federation aggregates securely, and then never otherwise."""
+    received, task = _vectors(msg), _task(msg)
+    if not site.config.strategy.secure_aggregation:
+        return site.train(received, task)
+    secure, body = _secure(context, site.config.strategy), _secure_body(msg)
+    groups = list(body["weights"])
+    secure.admit(body, groups)
+    _remember(context, secure)
+    update, figures = site.train(received, task, only=groups)
+    masked = secure.mask(update, received)
+    _remember(context, secure)
+    return masked, figures
+
+
 @app.train()
 @guarded
 def train(msg: Message, context: Context) -> RecordDict:
     """One round of local training; returns the module groups received."""
     site = _site(context)
-    vectors, figures = site.train(_vectors(msg), _task(msg))
+    vectors, figures = _train(site, msg, context)
     reply = RecordDict(
         {
             contract.ARRAYS: ArrayRecord(
-                {g: Array("float32", v.shape, SType.NUMPY, contract.encode_vector(v)) for g, v in vectors.items()}
+                {g: Array(str(v.dtype), v.shape, SType.NUMPY, contract.encode_vector(v)) for g, v in vectors.items()}
             ),
             contract.METRICS_RECORD: MetricRecord(dict(figures.known())),
         }
     )
     if site.config.privacy.kind == "patient_dp":
-        receipt = json.dumps(asdict(site.ledger().receipt()))
-        reply[contract.RECEIPT] = ConfigRecord({contract.RECEIPT: receipt})
+        reply[contract.RECEIPT] = _receipt(site)
     return reply
 
 
@@ -125,3 +217,36 @@ def evaluate(msg: Message, context: Context) -> RecordDict:
     """Validate the model as received."""
     figures = _site(context).evaluate(_vectors(msg), _task(msg))
     return RecordDict({contract.METRICS_RECORD: MetricRecord(dict(figures.known()))})
+
+
+@app.evaluate("scores")
+@guarded
+def scores(msg: Message, context: Context) -> RecordDict:
+    """A noisy histogram of the model's scores."""
+    site = _site(context)
+    return _released(site, site.release_scores(_vectors(msg), _request(msg)))
+
+
+@app.query("cohort")
+@guarded
+def cohort(msg: Message, context: Context) -> RecordDict:
+    """Noisy statistics of the training patients."""
+    site = _site(context)
+    return _released(site, site.release_cohort(_request(msg)))
+
+
+def _request(msg: Message) -> Request:
+    return Request(**json.loads(str(msg.content[contract.REQUEST][contract.REQUEST])))
+
+
+def _released(site: Site, tables: dict) -> RecordDict:
+    return RecordDict(
+        {
+            contract.RELEASE: ConfigRecord({contract.RELEASE: json.dumps(tables)}),
+            contract.RECEIPT: _receipt(site),
+        }
+    )
+
+
+def _receipt(site: Site) -> ConfigRecord:
+    return ConfigRecord({contract.RECEIPT: json.dumps(asdict(site.ledger().receipt()))})

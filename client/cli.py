@@ -146,13 +146,20 @@ def predict(
 def budget(
     ledger: Annotated[Path, typer.Argument(help="The site's ledger file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    steps: Annotated[int, typer.Option(min=0, help="What would so many more noisy steps cost?")] = 0,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Would this plan fit? The output of the coordinator's `medmap-server plan --json`."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Or: what would so many more noisy steps cost?")] = 0,
     noise_multiplier: Annotated[float, typer.Option(min=0.01, help="Of those steps.")] = 1.0,
     sample_rate: Annotated[float, typer.Option(min=1e-6, max=1, help="Of those steps.")] = 0.5,
 ) -> None:
     """What a ledger says: privacy spent and left, by run and purpose; its chain is checked.
 
-    Asking costs nothing and writes nothing. Exit code: 0 all is well, 1 the ledger cannot be read or was changed.
+    The JSON is what a coordinator plans by: no patient and no count is in it.
+    Asking costs nothing and writes nothing.
+
+    Exit code: 0 all is well, 1 the ledger cannot be read or was changed.
 
     Example: medmap-client budget /data/mri/north.db --steps 30 --noise-multiplier 2
     """
@@ -161,12 +168,13 @@ def budget(
     from rich.console import Console
 
     from client.privacy.budget import budget as told_by
-    from client.privacy.budget import open_existing, show
+    from client.privacy.budget import open_existing, read_plan, show
     from client.privacy.ledger import LedgerError
     from medmap_model.accounting import Cost
 
     try:
-        planned = Cost(steps, noise_multiplier, sample_rate) if steps else None
+        planned = read_plan(plan) if plan else []
+        planned += [Cost(steps, noise_multiplier, sample_rate)] if steps else []
         told = told_by(open_existing(ledger), planned)
     except LedgerError as error:
         print(f"medmap-client: {error}", file=sys.stderr)

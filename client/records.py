@@ -94,6 +94,19 @@ class SiteRecords:
         """One study per patient, in the order of `eval_batches`."""
         return [self._studies[i] for i in self._last(split, organ)]
 
+    def counted(self, *, split: str, organ: str) -> list[bool]:
+        """Beside `studies`: whether the patient's last study is of this organ, so that nobody is counted for two."""
+        last = {indices[-1] for indices in self._patients.get(split, ())}
+        return [i in last for i in self._last(split, organ)]
+
+    def cubes(self, *, split: str, organ: str) -> Iterator[tuple[list[int], Tensor]]:
+        """Beside `studies`: the slots that have a volume, and these volumes (k, size, size, size) float16."""
+        for i in self._last(split, organ):
+            yield (
+                self._slots[i],
+                self._in_memory[i] if i in self._in_memory else torch.from_numpy(self._entries[i].read()),
+            )
+
     def train_batches(
         self, *, batch_size: int, seed: int, augment: AugmentConfig | None, split: str = "train"
     ) -> Iterator[Batch]:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from client.manifest import SPLITS
+from client.policy import Privacy
+from client.privacy.cohort import CohortSize, noisy_size, release_cohort
+from client.privacy.ledger import BudgetExceeded, Key, Ledger, LedgerError, Receipt
 from client.records import SiteRecords
 from client.training import Figures, Trainer
 from configs import from_json, load_vocabulary
 from configs.schema import Config, ConfigError, TextConfig, VolumesConfig
-from medmap_model.accounting import with_noise
-from medmap_model.contract import STAGES, VERSION, Card, Task
+from medmap_model.accounting import Cost, with_noise
+from medmap_model.contract import STAGES, VERSION, Card, Request, Task
 from medmap_model.groups import group_names, owned, pack, trunks, unpack
 from medmap_model.model import build_model
+from medmap_model.randomness import SecretRandom
+from medmap_model.releases import COHORT
 from medmap_model.text import build_text_encoder
 
 if TYPE_CHECKING:
-    from client.privacy.ledger import Key, Ledger
-    from medmap_model.accounting import Cost
+    from medmap_model.vocabulary import Organ
 
 
 class SiteError(Exception):
@@ -65,23 +70,56 @@ def trainer_for(config_json: str) -> Trainer:
 class Site:
     """Answers the three messages of the contract for one hospital."""
 
-    def __init__(self, entry: SiteEntry, config: Config, trainer: Trainer, records: SiteRecords) -> None:
+    def __init__(
+        self,
+        entry: SiteEntry,
+        config: Config,
+        trainer: Trainer,
+        records: SiteRecords,
+        policy: Privacy | None = None,
+    ) -> None:
+        """policy: the hospital's own; None: a simulated site, whose budget and ledger are the run's."""
         self.entry, self.config, self.trainer, self.records = entry, config, trainer, records
+        self.policy = policy or Privacy()
+        self.privacy = policy.over(config.privacy) if policy else config.privacy
+        if self.policy.required and config.privacy.kind == "none":
+            raise SiteError("policy", "site.yaml requires privacy and the run has privacy.kind=none")
+        self._ledger: Ledger | None = None
         self.vocabulary = load_vocabulary(config.data.vocabulary)
         self.text = build_text_encoder(config.text)
         self.trunks = trunks(config.model, self.vocabulary)
 
     def card(self) -> Card:
-        """What this site says of itself: counts and hashes."""
-        volumes, studies = self.records.counts("train")
-        return Card(self.entry.name, volumes, studies, self.records.splits(), self.vocabulary.hash, self.text.hash)
+        """What this site says of itself: counts (of a hidden cohort noisy ones) and hashes."""
+        size = self.size()
+        return Card(self.entry.name, size.volumes, size.studies, size.splits, self.vocabulary.hash, self.text.hash)
 
-    def train(self, vectors: Mapping[str, np.ndarray], task: Task) -> tuple[dict[str, np.ndarray], Figures]:
+    def size(self) -> CohortSize:
+        """The numbers of patients and volumes that this site tells, owns groups by and divides by.
+
+        Of a hidden cohort they are noisy: charged and drawn once in the ledger's life.
+        """
+        if self.policy.cohort == "public":
+            return CohortSize(*self.records.counts("train"), self.records.splits())
+        told = self.ledger().recall("cohort")
+        if told is None:
+            key = Key("", "cohort", 0, "size")
+            self._charge(key, "the cohort's size", Cost(1, epsilon=self.policy.cohort_epsilon), None)
+            told = asdict(noisy_size(self.records, epsilon=self.policy.cohort_epsilon, secret=SecretRandom()))
+            self.ledger().remember("cohort", told)
+            self.ledger().release(key)
+        return CohortSize(**told)
+
+    def train(
+        self, vectors: Mapping[str, np.ndarray], task: Task, *, only: Collection[str] | None = None
+    ) -> tuple[dict[str, np.ndarray], Figures]:
         """Validate the model as received, train the groups that this site owns, return the groups received.
 
-        Under privacy: charge the ledger, train with noise, and return no figure at all.
+        Under privacy: charge the ledger, train with noise, and return no figure at all. only: of the groups received those
+        to train and return; the others stay as they came.
         """
         self._receive(vectors, task)
+        vectors = vectors if only is None else {g: vectors[g] for g in only}
         if self.config.privacy.kind == "patient_dp":
             return self._train_privately(vectors, task), Figures()
         figures = self.trainer.validate(self.records, task)
@@ -93,46 +131,98 @@ class Site:
         return pack(self.trainer.model, vectors), figures
 
     def _train_privately(self, vectors: Mapping[str, np.ndarray], task: Task) -> dict[str, np.ndarray]:
-        """Charged before a patient is touched; marked as released when all that may leave is ready."""
+        """Tried on made-up patients, then charged before a real one is touched; marked as released when all may leave."""
+        from client.privacy.checks import check_once, check_settings
         from client.privacy.training import PrivateTrainer, cost_of_round
 
-        volumes, studies = self.records.counts("train")
-        mine = set(owned(self.vocabulary, volumes, studies, task.stage, self.trunks)) & set(vectors)
-        key = self._charge(task, f"training, {task.stage}", cost_of_round(self.config.privacy))
-        PrivateTrainer(self.trainer).train(self.records, task, mine)
+        try:
+            check_settings(self.config)  # whoever composed the settings: the site looks for itself
+            organs = self.records.organs("train")
+            check_once(self.trainer.model, self.config, run=task.run, stage=task.stage, organs=organs)
+        except ConfigError as error:
+            raise SiteError("policy", str(error)) from None
+        size = self.size()
+        mine = set(owned(self.vocabulary, size.volumes, size.studies, task.stage, self.trunks)) & set(vectors)
+        key = Key(task.run, task.stage, task.round, task.message)
+        self._charge(key, f"training, {task.stage}", cost_of_round(self.privacy), task.receipt)
+        PrivateTrainer(self.trainer).train(self.records, task, mine, cohort=max(1, size.splits.get("train", 0)))
         update = pack(self.trainer.model, vectors)
         self.ledger().release(key)
         return update
 
-    def _charge(self, task: Task, purpose: str, cost: Cost) -> Key:
-        from client.privacy.checks import check_settings
-        from client.privacy.ledger import BudgetExceeded, Key, LedgerError, Receipt
+    def release_scores(self, vectors: Mapping[str, np.ndarray], request: Request) -> dict[str, Any]:
+        """Organ -> a noisy histogram of the model's scores; charged before a patient is looked at."""
+        from client.privacy.releases import release_scores
 
+        if request.bins < 2 or request.split not in SPLITS:
+            raise SiteError("task", f"{request.bins} bins of the split '{request.split}' cannot be released")
+        organs, cost = self._asked(request)
+        unpack(self.trainer.model, vectors)
+        key = Key(request.run, "validation", request.number, request.message)
+        self._charge(key, "validation", cost, request.receipt)
+        secret, released = SecretRandom(), {}
+        for organ in organs:
+            of = {"split": request.split, "organ": organ.name}
+            labels, probabilities = self.trainer.predict(self.records, **of, known=request.known)
+            mine = np.array(self.records.counted(**of), bool)
+            noisy = release_scores(
+                labels[mine], probabilities[mine], cost=cost, bins=request.bins, secret=secret,
+                multi_label=organ.multi_label,
+            )  # fmt: skip
+            released[organ.name] = noisy.tolist()
+        self.ledger().release(key)
+        return released
+
+    def release_cohort(self, request: Request) -> dict[str, Any]:
+        """Organ -> table -> noisy counts of the training patients; charged before a patient is looked at."""
+        tables = COHORT if request.tables is None else tuple(request.tables)
+        if not tables or set(tables) - set(COHORT):
+            raise SiteError("task", f"of a cohort there are the tables {', '.join(COHORT)}, not {tables}")
+        organs, cost = self._asked(request)
+        key = Key(request.run, "cohort", request.number, request.message)
+        self._charge(key, "statistics of the cohort", cost, request.receipt)
+        secret, released = SecretRandom(), {}
+        for organ in organs:
+            noisy = release_cohort(self.records, organ, tables, cost=cost, secret=secret)
+            released[organ.name] = {name: table.tolist() for name, table in noisy.items()}
+        self.ledger().release(key)
+        return released
+
+    def _asked(self, request: Request) -> tuple[list[Organ], Cost]:
+        if request.version != VERSION:
+            raise SiteError("version", f"the server's contract has version {request.version}, this site's {VERSION}")
+        unknown = sorted(set(request.organs) - set(self.vocabulary.organs))
+        if unknown or not request.organs:
+            raise SiteError("task", f"there is no organ '{unknown[0] if unknown else ''}'")
         try:
-            check_settings(self.config)  # whoever composed the settings: the site looks for itself
-        except ConfigError as error:
-            raise SiteError("policy", str(error)) from None
-        key, privacy = Key(task.run, task.stage, task.round, task.message), self.config.privacy
-        if privacy.delta * self.records.patients("train") >= 1:
-            raise SiteError("policy", f"privacy.delta={privacy.delta:g} is not below 1 / patients: take a smaller one")
+            cost = Cost(1, noise_multiplier=request.noise_multiplier, epsilon=request.epsilon)
+        except ValueError as error:
+            raise SiteError("task", str(error)) from None
+        return [self.vocabulary.organs[o] for o in dict.fromkeys(request.organs)], cost
+
+    def _charge(self, key: Key, purpose: str, cost: Cost, receipt: dict[str, Any] | None) -> None:
+        """Raises SiteError: `budget` when it would exceed it, `ledger` when the ledger cannot be used."""
+        if self.privacy.delta * self.records.patients("train") >= 1:
+            raise SiteError("policy", f"delta {self.privacy.delta:g} is not below 1 / patients: take a smaller one")
         try:
-            if task.receipt is not None:
-                self.ledger().check_receipt(Receipt(**task.receipt))
+            if receipt is not None:
+                self.ledger().check_receipt(Receipt(**receipt))
             self.ledger().reserve(key, purpose, cost)
         except BudgetExceeded as error:
             raise SiteError("budget", str(error)) from None
         except LedgerError as error:
             raise SiteError("ledger", str(error)) from None
-        return key
 
     def ledger(self) -> Ledger:
-        """This site's ledger, in `privacy.ledger_dir` or beside the first manifest."""
-        from client.privacy.ledger import Ledger
-
-        privacy = self.config.privacy
-        folder = Path(privacy.ledger_dir) if privacy.ledger_dir else self.entry.manifests[0].parent
-        path = folder / f"{self.entry.name}.db"
-        return Ledger(path, epsilon=privacy.epsilon, delta=privacy.delta)
+        """This site's ledger: where its site.yaml says, else in `privacy.ledger_dir`, else beside the first manifest."""
+        if self._ledger is None:
+            folder = Path(self.privacy.ledger_dir) if self.privacy.ledger_dir else self.entry.manifests[0].parent
+            path = self.policy.ledger or folder / f"{self.entry.name}.db"
+            try:
+                self._ledger = Ledger(path, epsilon=self.privacy.epsilon, delta=self.privacy.delta)
+            except LedgerError as error:
+                raise SiteError("ledger", str(error)) from None
+        return self._ledger
 
     def evaluate(self, vectors: Mapping[str, np.ndarray], task: Task) -> Figures:
         """Validate the model as received; under privacy a figure would be a release of its own: there is none."""
@@ -153,10 +243,16 @@ class Site:
 
 
 @functools.lru_cache(maxsize=256)
-def open_site(config_json: str, name: str, manifests: tuple[Path, ...], cache_dir: Path) -> Site:
+def open_site(
+    config_json: str,
+    name: str,
+    manifests: tuple[Path, ...],
+    cache_dir: Path,
+    policy: Privacy | None = None,
+) -> Site:
     """The site of this name, opened once per process: the second message finds data and model ready."""
     config, trainer = from_json(config_json), trainer_for(config_json)
-    return Site(SiteEntry(name, manifests), config, trainer, open_records(config, manifests, cache_dir))
+    return Site(SiteEntry(name, manifests), config, trainer, open_records(config, manifests, cache_dir), policy)
 
 
 def open_records(config: Config, manifests: Sequence[Path], cache_dir: Path) -> SiteRecords:

@@ -7,11 +7,12 @@ segments is slow.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from configs.schema import Config, ConfigError
+from configs.schema import Config, ConfigError, PrivacyConfig
 
 EPS_ERROR = 0.01  # PRV's own: what it reports is an upper bound by this much
 
@@ -36,6 +37,39 @@ class Cost:
                 f"{self}: give a noise multiplier above 0 or an epsilon above 0, one step or more, and a rate in (0, 1]"
             )
 
+    def part_of(self, tables: int) -> Cost:
+        """The cost of one of so many tables which together cost this."""
+        if self.epsilon:
+            return replace(self, epsilon=self.epsilon / tables)
+        return replace(self, noise_multiplier=self.noise_multiplier * math.sqrt(tables))
+
+
+def noise_scale(cost: Cost, *, cells: int, unit: int = 1) -> float:
+    """Of the noise on a table of counts of which one patient moves at most `cells` cells by `unit` each.
+
+    Laplace: scale of the discrete distribution, cells * unit / epsilon (L1 sensitivity; Ghosh et al. 2009, arXiv 0811.2841).
+    Gaussian: standard deviation, noise_multiplier * unit * sqrt(cells) (L2).
+    """
+    return unit * cells / cost.epsilon if cost.epsilon else cost.noise_multiplier * unit * math.sqrt(cells)
+
+
+def noise_variance(cost: Cost, *, cells: int, unit: int = 1) -> float:
+    """Variance of that noise on each cell; a Gaussian's includes its rounding to whole numbers."""
+    scale = noise_scale(cost, cells=cells, unit=unit)
+    if not cost.epsilon:
+        return scale**2 + 1 / 12
+    p = math.exp(-1 / scale)
+    return 2 * p / (1 - p) ** 2
+
+
+def merged(history: Iterable[Cost]) -> list[Cost]:
+    """The same history with equal releases counted together; their order does not matter."""
+    steps: dict[tuple[float, float, float], int] = {}
+    for cost in history:
+        key = (cost.noise_multiplier, cost.sample_rate, cost.epsilon)
+        steps[key] = steps.get(key, 0) + cost.steps
+    return [Cost(n, *key) for key, n in sorted(steps.items())]
+
 
 def spent(history: Iterable[Cost], *, delta: float) -> float:
     """Epsilon at `delta` of everything in the history together; 0 for nothing.
@@ -43,20 +77,15 @@ def spent(history: Iterable[Cost], *, delta: float) -> float:
     PRV (Gopi et al. 2021, arXiv 2106.02848) over the Gaussian steps, plus the sum of the pure epsilons (basic
     composition). An upper bound.
     """
-    gaussian: dict[tuple[float, float], int] = {}
-    pure = 0.0
-    for cost in history:
-        if cost.epsilon:
-            pure += cost.epsilon * cost.steps
-        else:
-            key = (cost.noise_multiplier, cost.sample_rate)
-            gaussian[key] = gaussian.get(key, 0) + cost.steps
+    once = merged(history)
+    pure = sum(c.epsilon * c.steps for c in once)
+    gaussian = [(c.noise_multiplier, c.sample_rate, c.steps) for c in once if not c.epsilon]
     if not gaussian:
         return pure
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
-    accountant.history = [(sigma, rate, steps) for (sigma, rate), steps in sorted(gaussian.items())]
+    accountant.history = gaussian
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return float(accountant.get_epsilon(delta, eps_error=EPS_ERROR)) + pure
@@ -86,20 +115,33 @@ def noise_multiplier(
     return high
 
 
-def with_noise(config: Config) -> Config:
-    """The config with its noise multiplier solved, so that all planned rounds of both stages use the budget up.
+def planned_releases(privacy: PrivacyConfig) -> list[Cost]:
+    """What a run asks of each site besides updates: statistics before training, validations after it."""
+    statistics = [Cost(1, epsilon=privacy.statistics_epsilon)] if privacy.statistics_epsilon else []
+    return statistics + [Cost(1, epsilon=privacy.validation_epsilon)] * privacy.validations
+
+
+def planned_steps(config: Config) -> int:
+    """Noisy steps of all rounds of both stages; 0 without private training."""
+    if config.privacy.kind == "none":
+        return 0
+    return config.privacy.steps * (config.stage.pretrain.rounds + config.stage.finetune.rounds)
+
+
+def with_noise(config: Config, spent_already: Iterable[Cost] = ()) -> Config:
+    """The config with its noise multiplier solved, so that all planned rounds and releases use the budget up.
 
     One multiplier for every round, fixed before the first: the accountant's bound holds for a schedule fixed in advance.
-    Raises ConfigError when no noise is enough.
+    spent_already: a ledger's history. Raises ConfigError when no noise is enough.
     """
-    privacy, stage = config.privacy, config.stage
-    steps = privacy.steps * (stage.pretrain.rounds + stage.finetune.rounds)
-    if privacy.kind == "none" or privacy.noise_multiplier or not steps:
+    privacy, steps = config.privacy, planned_steps(config)
+    if privacy.noise_multiplier or not steps:
         return config
     try:
         sigma = noise_multiplier(
-            [], epsilon=privacy.epsilon, delta=privacy.delta, sample_rate=privacy.sample_rate, steps=steps
-        )
+            [*spent_already, *planned_releases(privacy)],
+            epsilon=privacy.epsilon, delta=privacy.delta, sample_rate=privacy.sample_rate, steps=steps,
+        )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"privacy.epsilon={privacy.epsilon:g}: {error}") from None
     return replace(config, privacy=replace(privacy, noise_multiplier=sigma))

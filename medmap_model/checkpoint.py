@@ -238,6 +238,17 @@ def blank_model(info: Mapping[str, Any], texts: TextEncoder, *, where: str = "th
     return model.eval()
 
 
+def config_of(info: Mapping[str, Any], config: Config) -> Config:
+    """`config` with the model, the text encoder and the volumes that a checkpoint names. Raises CheckpointError."""
+    try:
+        text = replace(config.text, **{k: info["text"][k] for k in _TEXT})
+        volumes = replace(config.data.volumes, **info["volumes"])
+        model = _model_config(info["model"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{ABOUT} does not describe a model ({error}): copy it again") from None
+    return replace(config, model=model, text=text, data=replace(config.data, volumes=volumes))
+
+
 def _model_config(values: Mapping[str, Any]) -> ModelConfig:
     """The inverse of `asdict`; the weights come from the checkpoint, so `init` no longer matters."""
     nested = {"encoder": EncoderConfig(**values["encoder"]), "fusion": FusionConfig(**values["fusion"])}

@@ -9,6 +9,15 @@ train        <- records `arrays` (group -> vector), `task` (ConfigRecord, JSON i
                 validation is of the model as it came, before training: it rides on the train reply
 evaluate     <- as train, -> `metrics` alone (after a stage's last round)
 private reply -> as train, `metrics` empty, and record `receipt` (ConfigRecord, JSON in field `receipt`: how far the ledger is)
+secure aggregation (`strategy.secure_aggregation`), one round, before and after `train`; JSON in field `secure`, bytes as hex:
+query.secure_keys    <- round, me (the site's number) -> cipher, mask: the site's public keys
+query.secure_shares  <- round, threshold, keys of all, groups (group -> owners) -> sealed: number -> its shares, encrypted
+train                <- as above and record `secure`: round, sealed (number -> shares for this site), weights (group ->
+                        [the site's, all owners']) -> as above, `arrays` being masked numbers (uint16 or uint32)
+query.secure_unmask  <- round, returned (numbers) -> shares: of a site that returned, `seeds` per group; of another, `key`
+evaluate.scores <- records `arrays` (the whole model), `request` (ConfigRecord, JSON in field `request`: a `Request`)
+query.cohort    <- record `request`
+                -> record `release` (ConfigRecord, JSON in field `release`: organ -> noisy tables), `receipt`
 any failure  -> record `refusal` (ConfigRecord: `code` from REFUSALS, `incident`); never an exception's text
 """
 
@@ -29,8 +38,15 @@ TASK = "task"
 CARD = "card"
 REFUSAL = "refusal"
 RECEIPT = "receipt"
+REQUEST = "request"
+RELEASE = "release"
+SECURE = "secure"
+
+SECURE_STEPS = ("secure_keys", "secure_shares", "secure_unmask")
 
 STAGES = ("pretrain", "finetune")
+
+_DTYPES = {np.dtype(np.float32): "<f4", np.dtype(np.uint16): "<u2", np.dtype(np.uint32): "<u4"}
 
 # Every figure that may ride on a train reply. A site's policy may send fewer, never others.
 METRICS = {
@@ -54,6 +70,7 @@ REFUSALS = {
     "policy": "the site's policy does not allow this",
     "budget": "the site's privacy budget does not allow this round",
     "ledger": "the site's ledger cannot be used; its own log says why",
+    "secure": "the site cannot take part in the secure sum of this round; its own log says why",
     "diverged": "the loss is not finite; lower the learning rate",
     "internal": "the site failed; its own log has the incident",
 }
@@ -72,6 +89,33 @@ class Task:
     rounds: int
     seed: int
     run: str = ""
+    message: str = ""
+    receipt: dict[str, Any] | None = None
+    version: int = VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A noisy release that a site is asked for, and what it may cost.
+
+    organs: whose tables, whether or not the site has such patients. epsilon: of discrete Laplace noise, or
+    noise_multiplier: of Gaussian noise; the other is 0. Of scores: bins, split (whose scores), known (modalities that the
+    model was trained on). Of a cohort: tables. run, number, message: what a ledger charges by; receipt as in `Task`.
+    """
+
+    organs: list[str]
+    epsilon: float = 0.0
+    noise_multiplier: float = 0.0
+    bins: int = 8
+    split: str = "test"
+    known: list[str] | None = None
+    tables: list[str] | None = None
+    run: str = ""
+    number: int = 0
     message: str = ""
     receipt: dict[str, Any] | None = None
     version: int = VERSION
@@ -102,10 +146,10 @@ class Card:
 
 
 def encode_vector(vector: np.ndarray) -> bytes:
-    """A 1-D float32 vector in NumPy's .npy format: what Flower puts in an array record."""
-    if vector.ndim != 1 or vector.dtype != np.float32:
+    """A 1-D vector, float32 or (masked) uint16 or uint32, in NumPy's .npy format: what Flower puts in an array record."""
+    if vector.ndim != 1 or vector.dtype not in _DTYPES:
         raise ValueError(f"a module group is one float32 vector, not {vector.dtype} of shape {vector.shape}")
-    return _npy_header(vector.shape[0]) + vector.tobytes()
+    return _npy_header(vector.shape[0], _DTYPES[vector.dtype]) + vector.tobytes()
 
 
 def decode_vector(data: bytes) -> np.ndarray:
@@ -122,7 +166,7 @@ def decode_vector(data: bytes) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1024)
-def _npy_header(n: int) -> bytes:
+def _npy_header(n: int, descr: str = "<f4") -> bytes:
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (n,)})
+    np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": (n,)})
     return stream.getvalue()

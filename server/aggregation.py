@@ -14,10 +14,42 @@ from typing import Any
 import numpy as np
 
 Vectors = dict[str, np.ndarray]
+_FLOAT32 = np.dtype(np.float32)
 
 
 class UpdateRefused(ValueError):
     """An update that may not enter the average; the message names the module group and what is wrong with it."""
+
+
+def check(
+    update: Mapping[str, Any],
+    owned: Mapping[str, int],
+    current: Mapping[str, np.ndarray],
+    *,
+    dtype: np.dtype = _FLOAT32,
+) -> None:
+    """Raise UpdateRefused unless the update holds exactly the groups owned, whole and finite.
+
+    current: the global model. dtype: of the vectors; another where they are masked.
+    """
+    for group, vector in update.items():
+        if group not in current:
+            raise UpdateRefused(f"unknown module group '{group}'")
+        if group not in owned:
+            raise UpdateRefused(f"module group '{group}' is not one that this site owns")
+        expected = current[group]
+        if vector.dtype != dtype:
+            raise UpdateRefused(f"module group '{group}' is {vector.dtype}, {dtype} is expected")
+        if vector.shape != expected.shape:
+            raise UpdateRefused(
+                f"module group '{group}' has shape {tuple(vector.shape)}, {tuple(expected.shape)} is expected"
+            )
+        if not (finite := np.isfinite(vector)).all():
+            bad = int(finite.argmin())
+            raise UpdateRefused(f"module group '{group}' is not finite (first at position {bad})")
+    missing = sorted(set(owned) - set(update))
+    if missing:
+        raise UpdateRefused(f"module group '{missing[0]}' is missing")
 
 
 class Aggregator:
@@ -31,30 +63,9 @@ class Aggregator:
         self._sums: dict[str, np.ndarray] = {}
         self._weights: dict[str, int] = {}
 
-    def check(self, update: Mapping[str, Any], owned: Mapping[str, int]) -> None:
-        """Raise UpdateRefused unless the update holds exactly the groups owned, whole and finite."""
-        for group, vector in update.items():
-            if group not in self.current:
-                raise UpdateRefused(f"unknown module group '{group}'")
-            if group not in owned:
-                raise UpdateRefused(f"module group '{group}' is not one that this site owns")
-            expected = self.current[group]
-            if vector.dtype != np.float32:
-                raise UpdateRefused(f"module group '{group}' is {vector.dtype}, float32 is expected")
-            if vector.shape != expected.shape:
-                raise UpdateRefused(
-                    f"module group '{group}' has shape {tuple(vector.shape)}, {tuple(expected.shape)} is expected"
-                )
-            if not (finite := np.isfinite(vector)).all():
-                bad = int(finite.argmin())
-                raise UpdateRefused(f"module group '{group}' is not finite (first at position {bad})")
-        missing = sorted(set(owned) - set(update))
-        if missing:
-            raise UpdateRefused(f"module group '{missing[0]}' is missing")
-
     def add(self, update: Mapping[str, np.ndarray], owned: Mapping[str, int]) -> None:
         """Check an update, then add it whole. owned: group -> weight. Raises UpdateRefused and adds nothing."""
-        self.check(update, owned)
+        check(update, owned, self.current)
         for group, vector in update.items():
             weight = owned[group]
             if group in self._sums:

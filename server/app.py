@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 if TYPE_CHECKING:
+    from configs.schema import Config
     from server.progress import Progress
     from server.rounds import Federation
 
@@ -90,9 +92,14 @@ def main(grid: Grid, context: Context) -> None:
     sites_file = str(values.get("sites-file") or "")
     sites = len(json.loads(Path(sites_file).read_text(encoding="utf-8"))) if sites_file else None
     with make_progress(plain=True) as progress:
+        if values.get("validate"):
+            _validate(grid, config, str(values["validate"]).split(","), folder, sites=sites, progress=progress)
+            return
         # Without a sites file every hospital brings its own manifest, whatever `data.kind` says.
         data = config.data.kind if sites_file else "manifest"
         federation = federate(grid, config_json, folder=folder, sites=sites, progress=progress, data=data)
+        if config.privacy.validations:
+            _validate(grid, config, [str(folder)], folder, sites=sites, progress=progress)
     write_json(
         folder / "summary.json",
         {
@@ -102,8 +109,48 @@ def main(grid: Grid, context: Context) -> None:
             "engine": "flower",
             "stages": federation.stages(),
             "communication": federation.communication(),
+            "site_privacy": federation.site_privacy(),
+            "private_updates": config.privacy.kind != "none",
+            "validation": _read(folder / "validation.json"),
+            "statistics": _read(folder / "statistics.json"),
         },
     )
     from server.report import write_report
 
     print(f"The federation is complete: {write_report(folder)}")
+
+
+def _named(paths: list[str]) -> dict[str, str]:
+    """Each by the last part of its path; where two have the same, by the whole path."""
+    names = [Path(p).name for p in paths]
+    return {p if names.count(n) > 1 else n: p for n, p in zip(names, paths, strict=True)}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _validate(
+    grid: Grid, config: Config, checkpoints: list[str], folder: Path, *, sites: int | None, progress: Progress
+) -> None:
+    """Validate models that this machine has, each a run's folder or a checkpoint; writes `folder`/validation.json."""
+    from configs import load_vocabulary
+    from medmap_model.checkpoint import find
+    from medmap_model.groups import layout
+    from medmap_model.model import build_model
+    from medmap_model.text import build_text_encoder
+    from server.progress import Event
+    from server.releases import open_releases
+    from server.validate import read_model, validate
+
+    vocabulary, text = load_vocabulary(config.data.vocabulary), build_text_encoder(config.text)
+    plan = layout(build_model(config.model, vocabulary, text, seed=config.seed))
+    found = {name: read_model(find(path), plan) for name, path in _named(checkpoints).items()}
+    run = next((state["run"] for _, state in found.values() if state.get("run")), uuid.uuid4().hex)
+    models = {name: model for name, (model, _) in found.items()}
+
+    def tell(text: str) -> None:
+        progress(Event("message", "run", text=text))
+
+    releases = open_releases(grid, config, vocabulary, text_hash=text.hash, folder=folder, sites=sites, tell=tell)
+    validate(releases, config, vocabulary, models, folder=folder, run=run, tell=tell)

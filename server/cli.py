@@ -82,6 +82,87 @@ def export(
         _fail(f"{output} cannot be written ({error.strerror}): choose another folder")
 
 
+@app.command()
+def plan(
+    settings: Annotated[list[str] | None, typer.Argument(help="The run's settings, as for medmap-sim.")] = None,
+    ledger: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="What a site tells of its ledger: the output of `medmap-client budget --json`. Once per site."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Solve the noise of a whole schedule (both stages, statistics, validations) from the sites' budgets.
+
+    On top of what each ledger has spent. Nothing is sent or written. Exit code: 0 it fits, 1 it cannot.
+
+    Example: medmap-server plan experiment=flower privacy=patient_dp privacy.validations=1 --ledger north.json
+    """
+    import json
+
+    from configs import load
+    from configs.schema import ConfigError
+    from server.plan import plan as planned
+    from server.plan import read_told, show
+
+    try:
+        config = load(settings or ["privacy=patient_dp"])
+        told = planned(config, {path.stem: read_told(path) for path in ledger or []})
+    except ConfigError as error:
+        _fail(str(error))
+    print(json.dumps(told, indent=1)) if as_json else show(told)
+    raise typer.Exit(0 if all(s["fits"] for s in told["sites"].values()) else 1)
+
+
+@app.command()
+def validate(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Runs' folders, or checkpoints in them; of one model.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for validation.json.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="A setting, such as privacy.validation_epsilon=0.5.")
+    ] = None,
+    superlink: Annotated[str | None, typer.Option(help="Name of the SuperLink in Flower's config.toml.")] = None,
+    sites_file: Annotated[Path | None, typer.Option(help="Simulated sites: what `medmap-sim phantom` wrote.")] = None,
+    app_dir: Annotated[Path, typer.Option("--app", help="The MedMAP-FL checkout that Flower bundles.")] = Path("."),
+) -> None:
+    """Have every site validate models, by one noisy histogram each, paid from the site's ledger.
+
+    Runs through Flower: sites must be connected to the SuperLink. Exit code: 0 done, 1 it failed.
+
+    Example: medmap-server validate outputs/a outputs/b -o outputs/validation --superlink prod
+    """
+    import json
+
+    from configs import to_json
+    from configs.schema import ConfigError
+    from medmap_model.checkpoint import CheckpointError
+    from server.flower import FlowerError, submit, wait
+    from server.validate import FILE, config_for, show
+
+    try:
+        values = {
+            "config": to_json(config_for(checkpoints[0], settings or [])),
+            "validate": ",".join(str(c.absolute()) for c in checkpoints),
+            "output-dir": str(output.absolute()),
+        }
+        federation = ""
+        if sites_file is not None:
+            values["sites-file"] = str(sites_file.absolute())
+            sites = len(json.loads(sites_file.read_text(encoding="utf-8")))
+            federation = f"num-supernodes={sites} client-resources-num-cpus=1"
+        status = wait(submit(app_dir, superlink, values, federation=federation), superlink)
+    except (ConfigError, CheckpointError, FlowerError) as error:
+        _fail(str(error))
+    except (OSError, ValueError) as error:
+        _fail(f"{sites_file} is not a sites file ({type(error).__name__}); `medmap-sim phantom` writes one")
+    if status != "finished:completed" or not (output / FILE).is_file():
+        _fail(f"the run ended with {status}: see the SuperLink's log")
+    show(json.loads((output / FILE).read_text(encoding="utf-8")))
+
+
 def _fail(sentence: str) -> None:
     print(f"medmap-server: {sentence}", file=sys.stderr)
     raise typer.Exit(1)

@@ -25,14 +25,22 @@ class Broadcast:
             for group, vector in vectors.items()
         }
 
-    def message(self, node: int, kind: str, groups: Iterable[str], task: Task) -> Message:
-        """A `train` or `evaluate` message with those module groups."""
+    def arrays(self, groups: Iterable[str]) -> ArrayRecord:
+        """Those module groups as a record."""
+        return ArrayRecord({g: self._arrays[g] for g in groups})
+
+    def message(
+        self, node: int, kind: str, groups: Iterable[str], task: Task, secure: Mapping[str, Any] | None = None
+    ) -> Message:
+        """A `train` or `evaluate` message with those module groups. secure: how to mask the update, if it is to be masked."""
         content = RecordDict(
             {
-                contract.ARRAYS: ArrayRecord({g: self._arrays[g] for g in groups}),
+                contract.ARRAYS: self.arrays(groups),
                 contract.TASK: ConfigRecord({contract.TASK: json.dumps(task.to_dict())}),
             }
         )
+        if secure is not None:
+            content[contract.SECURE] = ConfigRecord({contract.SECURE: json.dumps(secure)})
         return Message(content, dst_node_id=node, message_type=kind, group_id=f"{task.stage}-{task.round}")
 
 
@@ -60,6 +68,34 @@ def collect(
             return
         if not replies:
             time.sleep(poll_s)
+
+
+def ask(
+    grid: Grid, step: str, bodies: Mapping[int, Mapping[str, Any]], *, timeout_s: float, poll_s: float = 0.5
+) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    """One step of secure aggregation (`contract.SECURE_STEPS`): node -> its answer; and node -> why it gave none."""
+    messages = [
+        Message(
+            RecordDict({contract.SECURE: ConfigRecord({contract.SECURE: json.dumps(body)})}),
+            dst_node_id=node,
+            message_type=f"query.{step}",
+            group_id=step,
+        )
+        for node, body in bodies.items()
+    ]
+    answers: dict[int, dict[str, Any]] = {}
+    silent = dict.fromkeys(bodies, "no answer in time")
+    for node, reply in collect(grid, messages, timeout_s=timeout_s, poll_s=poll_s):
+        reason = refusal(reply)
+        if reason is None:
+            try:
+                answers[node] = dict(json.loads(str(reply.content[contract.SECURE][contract.SECURE])))
+                del silent[node]
+                continue
+            except (KeyError, TypeError, ValueError) as error:
+                reason = f"its answer cannot be read ({type(error).__name__})"
+        silent[node] = reason
+    return answers, silent
 
 
 def refusal(reply: Message) -> str | None:

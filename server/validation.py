@@ -1,7 +1,7 @@
-"""What noisy score histograms tell: AUROC, ROC, operating points and calibration, with intervals for sampling and noise.
+"""What noisy score histograms tell: AUROC, ROC, operating point and calibration, with intervals for sampling and noise.
 
-In: per class counts (bins, 2), the sum over any number of sites, and the noise behind it. Pure post-processing: it costs no
-privacy, however often it is done.
+In: per class counts (bins, 2), the sum over any number of sites, and the variance of the noise on them. Pure post-processing:
+it costs no privacy, however often it is done.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+FIGURES = ("auroc", "threshold", "sensitivity", "specificity", "ece", "prevalence")
 
 
 @dataclass(frozen=True)
@@ -23,60 +25,80 @@ class NoisyCounts:
         return NoisyCounts(self.counts + other.counts, self.variance + other.variance)
 
 
-def laplace_variance(scale: float) -> float:
-    """Of discrete Laplace noise with that scale: 2 p / (1 - p)^2, p = exp(-1 / scale)."""
-    p = np.exp(-1 / scale)
-    return float(2 * p / (1 - p) ** 2)
-
-
 def estimate(noisy: NoisyCounts, *, bootstrap: int = 500, seed: int = 0) -> dict[str, Any]:
-    """AUROC, sensitivity and specificity at Youden's threshold, calibration error; each with a 95 % interval.
+    """Every one of FIGURES and its 95 % interval `<figure>_ci`, n, `roc` and `calibration`; sensitivity and specificity are at
+    Youden's threshold, found on the same counts.
 
-    The interval covers sampling of patients and the privacy noise: multinomial resamples of the denoised table, with
-    noise of the same variance added anew. None, with a reason, when one of the two columns is empty after clipping.
+    The interval covers sampling of patients and the privacy noise: multinomial resamples of the denoised table, with noise of
+    the same variance added anew. auroc None, with a reason, when one of the two columns is empty after clipping.
     """
     table = np.clip(noisy.counts, 0, None).astype(np.float64)
     if min(table.sum(0)) < 1:
         return {
             "auroc": None,
+            "n": float(noisy.counts.sum()),
             "reason": "the noisy counts of one class are all zero: too few patients, or too much noise",
         }
-    point = _scores(table)
     rng = np.random.default_rng(seed)
     total, share = max(1, round(float(noisy.counts.sum()))), table / table.sum()
-    spread: dict[str, list[float]] = {k: [] for k in point}
-    for _ in range(bootstrap):
-        drawn = rng.multinomial(total, share.ravel()).reshape(table.shape) + rng.normal(
-            0, np.sqrt(noisy.variance), table.shape
-        )
-        drawn = np.clip(drawn, 0, None)
-        if min(drawn.sum(0)) >= 1:
-            for k, v in _scores(drawn).items():
-                spread[k].append(v)
-    intervals = {f"{k}_ci": [float(x) for x in np.percentile(v, [2.5, 97.5])] for k, v in spread.items() if v}
-    return {**point, **intervals, "n": float(noisy.counts.sum())}
+    drawn = rng.multinomial(total, share.ravel(), size=bootstrap).reshape(bootstrap, *table.shape)
+    drawn = np.clip(drawn + rng.normal(0, np.sqrt(noisy.variance), drawn.shape), 0, None)
+    drawn = drawn[drawn.sum(1).min(1) >= 1]
+    point, spread = _figures(table[None]), _figures(drawn)
+    told: dict[str, Any] = {"n": float(noisy.counts.sum())}
+    for name in FIGURES:
+        told[name] = float(point[name][0])
+        if len(drawn):
+            told[f"{name}_ci"] = [float(x) for x in np.percentile(spread[name], [2.5, 97.5])]
+    return told | {"roc": _roc(table, drawn), "calibration": _calibration(table, drawn)}
 
 
-def roc(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(bins, 2) counts -> false and true positive rates at every threshold, from (0, 0) to (1, 1)."""
-    negative, positive = table[::-1, 0], table[::-1, 1]
-    rates = (np.concatenate([[0], np.cumsum(x) / x.sum()]) for x in (negative, positive))
-    false, true = rates
-    return false, true
+def rates(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(R, bins, 2) counts -> false and true positive rates (R, bins + 1) at every threshold, from (0, 0) to (1, 1)."""
+    cumulated = np.cumsum(tables[:, ::-1], axis=1) / tables.sum(1, keepdims=True)
+    cumulated = np.concatenate([np.zeros_like(cumulated[:, :1]), cumulated], 1)
+    return cumulated[..., 0], cumulated[..., 1]
 
 
-def _scores(table: np.ndarray) -> dict[str, float]:
-    """The point estimates of a table without negative counts and without an empty column."""
-    false, true = roc(table)
-    bins = len(table)
-    best = int(np.argmax(true - false))
-    confidence = (np.arange(bins) + 0.5) / bins
-    weight = table.sum(1)
-    seen = np.divide(table[:, 1], weight, out=np.zeros(bins), where=weight > 0)
+def _figures(tables: np.ndarray) -> dict[str, np.ndarray]:
+    """(R, bins, 2) without negative counts and empty columns -> figure -> (R,)."""
+    false, true = rates(tables)
+    rows, bins = np.arange(len(tables)), tables.shape[1]
+    best = (true - false).argmax(1)
+    weight = tables.sum(2)
+    observed = np.divide(tables[..., 1], weight, out=np.zeros_like(weight), where=weight > 0)
     return {
-        "auroc": float(np.trapezoid(true, false)),
+        "auroc": np.trapezoid(true, false, axis=1),
         "threshold": (bins - best) / bins,
-        "sensitivity": float(true[best]),
-        "specificity": float(1 - false[best]),
-        "ece": float((weight * np.abs(seen - confidence)).sum() / weight.sum()),
+        "sensitivity": true[rows, best],
+        "specificity": 1 - false[rows, best],
+        "ece": (weight * np.abs(observed - _confidence(bins))).sum(1) / weight.sum(1),
+        "prevalence": tables[..., 1].sum(1) / weight.sum(1),
     }
+
+
+def _roc(table: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
+    """The curve, and the 95 % band of the true positive rate over the same false positive rates."""
+    false, true = (r[0] for r in rates(table[None]))
+    told = {"false": false.tolist(), "true": true.tolist()}
+    if not len(drawn):
+        return told
+    curves = [np.interp(false, f, t) for f, t in zip(*rates(drawn), strict=True)]
+    return told | {"true_ci": np.percentile(curves, [2.5, 97.5], axis=0).T.tolist()}
+
+
+def _calibration(table: np.ndarray, drawn: np.ndarray) -> list[dict[str, Any]]:
+    """Per bin its mean score (the middle), the share that has the class, with an interval, and the noisy number of patients."""
+    rows = []
+    for b, middle in enumerate(_confidence(len(table))):
+        n = table[b].sum()
+        row: dict[str, Any] = {"score": float(middle), "n": float(n), "observed": float(table[b, 1] / n) if n else None}
+        filled = drawn[:, b][drawn[:, b].sum(1) > 0]
+        if n and len(filled):
+            row["observed_ci"] = [float(x) for x in np.percentile(filled[:, 1] / filled.sum(1), [2.5, 97.5])]
+        rows.append(row)
+    return rows
+
+
+def _confidence(bins: int) -> np.ndarray:
+    return (np.arange(bins) + 0.5) / bins

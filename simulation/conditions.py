@@ -11,7 +11,7 @@ import multiprocessing
 import queue as queues
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from client.problems import DataError
 from client.site import SiteEntry, open_records, trainer_for
 from client.training import Predictions, Trainer
 from configs import from_json, to_json
-from configs.schema import Config
+from configs.schema import Config, PrivacyConfig
 from medmap_model.encoders import ModelError
 from medmap_model.groups import unpack
 from medmap_model.text import TextEncoderError
@@ -77,10 +77,10 @@ def jobs(config: Config, hospitals: Sequence[Hospital]) -> list[list[Job]]:
     """What to train, in batches that belong to one worker each."""
     sites = tuple(h.entry for h in hospitals if not h.external)
     text = to_json(config)
-    plain = replace(
-        config, privacy=replace(config.privacy, kind="none")
-    )  # what the federation is compared with is not private
-    naive = to_json(replace(plain, strategy=replace(config.strategy, kind="naive")))
+    # What the federation is compared with is neither private nor masked: a local model is a federation of one.
+    bare = replace(config.strategy, secure_aggregation=False, site_clip=0.0, site_noise_multiplier=0.0)
+    plain = replace(config, privacy=PrivacyConfig(), strategy=bare)
+    naive = to_json(replace(plain, strategy=replace(bare, kind="naive")))
     inprocess = to_json(replace(plain, engine=replace(config.engine, kind="inprocess")))
     everything = SiteEntry("pooled", tuple(m for s in sites for m in s.manifests))
     baselines = {
@@ -143,7 +143,7 @@ def run_job(job: Job, hospitals: Sequence[Hospital], run_dir: Path, progress: Pr
     unpack(trainer.model, federation.vectors)
     predictions = run_dir / "predictions" / f"{job.model}.npz"
     if not predictions.exists():
-        _predict(job, config, hospitals, run_dir, predictions)
+        _predict(job, config, hospitals, run_dir, predictions, federation.state.trained)
     if job.model == "federated":
         described = _describe(config, hospitals, run_dir, trainer)
     lines = federation.history
@@ -154,6 +154,7 @@ def run_job(job: Job, hospitals: Sequence[Hospital], run_dir: Path, progress: Pr
         **described,
         "stages": federation.stages(),
         "communication": federation.communication(),
+        "site_privacy": federation.site_privacy(),
         "participation": [{k: x[k] for k in ("stage", "round", "returned", "missing", "refused")} for x in lines],
         "timing": {
             "import_s": imported - begun,
@@ -161,7 +162,7 @@ def run_job(job: Job, hospitals: Sequence[Hospital], run_dir: Path, progress: Pr
             "train_s": trained - prepared,
             "evaluate_s": time.monotonic() - trained,
             "rounds": rounds_s,
-            "overhead_share": 1 - working / sum(rounds_s) if sum(rounds_s) else None,
+            "overhead_share": 1 - working / sum(rounds_s) if working and sum(rounds_s) else None,
         },
         "peak_memory_mb": max((s.get("peak_memory_mb", 0) for x in lines for s in x["sites"].values()), default=0),
     }
@@ -189,15 +190,20 @@ def _describe(config: Config, hospitals: Sequence[Hospital], run_dir: Path, trai
     }
 
 
-def _predict(job: Job, config: Config, hospitals: Sequence[Hospital], run_dir: Path, path: Path) -> None:
+def _predict(
+    job: Job,
+    config: Config,
+    hospitals: Sequence[Hospital],
+    run_dir: Path,
+    path: Path,
+    trained: Mapping[str, Sequence[str]],
+) -> None:
     """Every test set of every hospital, and the validation patients of those trained on, who set the operating point.
 
     Arrays `<hospital>/<split>/<organ>/` labels, probabilities and modalities (how many the model could use).
     """
     trainer, cache = trainer_for(job.config_json), cache_dir(config, run_dir)
-    trained_on = [open_records(config, s.manifests, cache).counts("train") for s in job.sites]
-    modalities = {m for volumes, _ in trained_on for m, n in volumes.items() if n}
-    organs = {o for _, studies in trained_on for o, n in studies.items() if n}
+    modalities, organs = set(trained["modalities"]), set(trained["organs"])
     manifests = {m for s in job.sites for m in s.manifests}
     arrays: dict[str, np.ndarray] = {}
     for hospital in hospitals:

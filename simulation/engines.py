@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from configs.schema import ConfigError
+from medmap_model import contract
 
 RUN_ID = 1
 SERVER_NODE = 1
@@ -154,6 +155,10 @@ def with_run_config(client_app: ClientApp, run_config: Mapping[str, Any]) -> Cli
 
     for register in (wrapped.query, wrapped.train, wrapped.evaluate):
         register()(forward)
+    wrapped.query("cohort")(forward)
+    wrapped.evaluate("scores")(forward)
+    for step in contract.SECURE_STEPS:
+        wrapped.query(step)(forward)
     return wrapped
 
 

@@ -18,12 +18,16 @@ from client.site import SiteEntry
 from client.training import device_of
 from configs import from_dict, load_vocabulary
 from configs.schema import Config, ConfigError, TextConfig
+from medmap_model.accounting import planned_releases, with_noise
+from medmap_model.model import build_model
 from medmap_model.text import build_text_encoder
 from medmap_model.vocabulary import Vocabulary
+from server import site_noise
 from server.checkpoint import write_json
 from server.progress import Event, Progress, TensorBoard
 from simulation.comparison import compare
 from simulation.conditions import Hospital, run_all
+from simulation.validate import validate_models
 
 
 def run(config: Config, progress: Progress) -> Path:
@@ -34,6 +38,7 @@ def run(config: Config, progress: Progress) -> Path:
         from client.privacy.checks import check_settings
 
         check_settings(config)
+    site_noise.check_settings(config)
     run_dir, config = _open_folder(config, progress)
     if config.text.cache_dir is None:  # beside the prepared volumes, for all processes of the run and the next one
         config = replace(config, text=replace(config.text, cache_dir=str(run_dir.parent / "cache" / "text")))
@@ -41,11 +46,18 @@ def run(config: Config, progress: Progress) -> Path:
         build_text_encoder(config.text)
     config = _private(config, run_dir)
     vocabulary = load_vocabulary(config.data.vocabulary)
+    if config.privacy.kind != "none":
+        from client.privacy.checks import check_model
+
+        model = build_model(config.model, vocabulary, build_text_encoder(config.text), seed=config.seed)
+        check_model(model, config, organs=config.sites.organs or None)
     hospitals, data = prepare_data(config, vocabulary, run_dir, progress)
     generated = time.monotonic()
     with TensorBoard(run_dir) as board:
         results = run_all(config, hospitals, run_dir, _both(progress, board))
     trained = time.monotonic()
+    in_order = ["federated", *sorted(set(results) - {"federated"})]
+    validation = validate_models(config, in_order, hospitals, run_dir, progress)
     progress(Event("message", "run", text="comparing the models on every test set"))
     federated = results["federated"]
     # Of a resumed run wall_s and train_s are those of the last sitting; rounds are all there.
@@ -75,7 +87,11 @@ def run(config: Config, progress: Progress) -> Path:
             operating_point=config.evaluation.operating_point,
         ),
         "evaluation": federated["evaluation"],
+        "private_updates": config.privacy.kind != "none",
         "privacy": _spent(config, hospitals),
+        "validation": validation,
+        "statistics": _read(run_dir / "statistics.json"),
+        "site_privacy": federated["site_privacy"],
         "participation": federated["participation"],
         "communication": federated["communication"],
         "peak_memory_mb": max(r["peak_memory_mb"] for r in results.values()),
@@ -99,34 +115,26 @@ def run(config: Config, progress: Progress) -> Path:
 
 def _private(config: Config, run_dir: Path) -> Config:
     """Under privacy: fix the noise of all rounds, and give every hospital a ledger in this run."""
-    if config.privacy.kind == "none":
+    if config.privacy.kind == "none" and not planned_releases(config.privacy):
         return config
-    from medmap_model.accounting import with_noise
-
     config = with_noise(config)
     folder = config.privacy.ledger_dir or str(run_dir / "ledgers")
     return replace(config, privacy=replace(config.privacy, ledger_dir=folder))
 
 
 def _spent(config: Config, hospitals: Sequence[Hospital]) -> dict[str, Any] | None:
-    """Hospital -> what its ledger says; None without privacy."""
-    privacy = config.privacy
-    if privacy.kind == "none":
-        return None
-    from client.privacy.ledger import Ledger
+    """Hospital -> what its ledger says, as `medmap-client budget`; None when nothing was charged to anybody."""
+    from client.privacy.budget import budget, open_existing
 
-    result = {}
-    for name in (h.entry.name for h in hospitals if not h.external):
-        ledger = Ledger(Path(str(privacy.ledger_dir)) / f"{name}.db", epsilon=privacy.epsilon, delta=privacy.delta)
-        result[name] = {
-            "epsilon_spent": ledger.spent(),
-            "epsilon_budget": ledger.epsilon,
-            "delta": ledger.delta,
-            "unit": "patient",
-            "noise_multiplier": privacy.noise_multiplier,
-            "rounds": len(ledger.charges()),
-        }
-    return result
+    if not config.privacy.ledger_dir:
+        return None
+    files = {h.entry.name: Path(config.privacy.ledger_dir) / f"{h.entry.name}.db" for h in hospitals}
+    told = {name: budget(open_existing(path)) for name, path in files.items() if path.is_file()}
+    return {name: t | {"noise_multiplier": config.privacy.noise_multiplier} for name, t in told.items()} or None
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _both(first: Progress, second: Progress) -> Progress:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.privacy.ledger import Ledger, LedgerError
-from medmap_model.accounting import Cost, spent
+from medmap_model.accounting import Cost, merged, spent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +31,18 @@ def open_existing(path: Path) -> Ledger:
         raise LedgerError(f"{path} is not a readable ledger ({error}): restore the newest good copy") from None
 
 
-def budget(ledger: Ledger, planned: Cost | None = None) -> dict[str, Any]:
-    """Everything `medmap-client budget --json` prints.
+def read_plan(path: Path) -> list[Cost]:
+    """The costs of a plan that the coordinator sent (`medmap-server plan --json`). Raises LedgerError when it is none."""
+    try:
+        return [Cost(**c) for c in json.loads(path.read_text(encoding="utf-8"))["costs"]]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise LedgerError(
+            f"{path} is not a plan ({type(error).__name__}): ask the coordinator for `medmap-server plan --json`"
+        ) from None
+
+
+def budget(ledger: Ledger, planned: Sequence[Cost] = ()) -> dict[str, Any]:
+    """Everything `medmap-client budget --json` prints. planned: what is asked about.
 
     by_run: epsilon of each run and purpose as if it were alone; these do not add up, since composition is not addition.
     """
@@ -48,15 +60,16 @@ def budget(ledger: Ledger, planned: Cost | None = None) -> dict[str, Any]:
         "unit": "patient",
         "charges": len(charges),
         "released": sum(c.released for c in charges),
+        "history": [asdict(c) for c in merged(c.cost for c in charges)],
         "chain": {"entries": ledger.verify(), "intact": True, **asdict(ledger.receipt())},
         "by_run": [
             {"run": run, "purpose": purpose, "charges": len(costs), "epsilon_alone": spent(costs, delta=ledger.delta)}
             for (run, purpose), costs in groups.items()
         ],
     }
-    if planned is not None:
-        after = spent([*(c.cost for c in charges), planned], delta=ledger.delta)
-        told["planned"] = {**asdict(planned), "epsilon_after": after, "fits": after <= ledger.epsilon}
+    if planned:
+        after = spent([*(c.cost for c in charges), *planned], delta=ledger.delta)
+        told["planned"] = {"epsilon_after": after, "fits": after <= ledger.epsilon}
     return told
 
 
@@ -79,6 +92,6 @@ def show(told: dict[str, Any], console: Console) -> None:
         console.print(table)
     if planned := told.get("planned"):
         verdict = "fits" if planned["fits"] else "would exceed the budget: it would be refused"
-        console.print(f"the planned {planned['steps']} steps: epsilon {planned['epsilon_after']:.3f}, {verdict}")
+        console.print(f"with what is planned: epsilon {planned['epsilon_after']:.3f}, {verdict}")
     chain = told["chain"]
     console.print(f"chain of {chain['entries']} entries intact; last {chain['hash'][:16]}", style="dim")

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from client.privacy.losses import record_loss, summed, tensors, without_modality_dropout
+from client.privacy.synthetic import synthetic_batch
+from client.privacy.training import network_to_train
 from configs.schema import Config, ConfigError
 from medmap_model.batch import Batch
+from medmap_model.contract import STAGES
+from medmap_model.groups import layout
+from medmap_model.model import MedMAP
+
+_COUPLED = 1e-6  # in float64 a separable loss stays below 1e-12
+_PASSED: WeakKeyDictionary[nn.Module, set[tuple[str, str, tuple[str, ...]]]] = WeakKeyDictionary()
 
 
 def check_settings(config: Config) -> None:
@@ -45,34 +57,118 @@ def check_settings(config: Config) -> None:
 
 
 def check_layers(model: nn.Module) -> None:
-    """Raise ConfigError with Opacus' own words for the first layer it does not accept (BatchNorm and its kin)."""
+    """Raise ConfigError with Opacus' own words and fix for the first layer it does not accept (BatchNorm and its kin)."""
     from opacus.validators import ModuleValidator
 
-    training = model.training
-    try:
-        errors = ModuleValidator.validate(model.train(), strict=False)
-    finally:
-        model.train(training)
-    if errors:
-        raise ConfigError(f"privacy=patient_dp: {errors[0]}")
+    for name, layer in model.named_modules():
+        errors = ModuleValidator.VALIDATORS.get(type(layer), lambda _: [])(layer)
+        if errors:
+            reason = str(errors[0]).split(". ")[0].rstrip(".")
+            fix = ModuleValidator.FIXERS.get(type(layer))
+            remedy = f"; Opacus would put {str(fix(layer)).splitlines()[0]} in its place" if fix else ""
+            raise ConfigError(f"privacy=patient_dp: {name or 'the model'} ({type(layer).__name__}): {reason}{remedy}")
+
+
+def check_model(
+    model: MedMAP,
+    config: Config,
+    *,
+    stages: Collection[str] | None = None,
+    organs: Collection[str] | None = None,
+) -> None:
+    """Raise ConfigError unless the model can train privately, tried on made-up patients before any real one is touched.
+
+    Layers (`check_layers`); of each stage and organ a loss in which no patient depends on another (`coupling`), adapters and
+    hooks where they are asked for. stages: None: those that have rounds. organs: None: all of the vocabulary.
+    """
+    check_layers(model)
+    config = without_modality_dropout(config)
+    for stage in stages or [s for s in STAGES if getattr(config.stage, s).rounds]:
+        trial = copy.deepcopy(model).double().eval()
+        network, names = network_to_train(trial, layout(trial), config.privacy, seed=0)
+        loss = record_loss(config, stage, progress=0.5)
+        for organ in organs or model.vocabulary.organs:
+            made_up = partial(
+                synthetic_batch,
+                network,
+                organ,
+                size=config.data.volumes.size,
+                negatives=config.stage.pretrain.hard_negatives,
+            )
+            found = coupling(partial(summed, loss, network), made_up(patients=2))
+            if not found <= _COUPLED:  # not a number is no proof either
+                raise ConfigError(
+                    f"privacy=patient_dp: in stage {stage} the loss of a patient depends on another's data (by {found:.1e} of "
+                    "itself), which breaks the guarantee; take a loss of each patient alone, as "
+                    "stage.pretrain.objective=bank"
+                )
+            if config.privacy.engine == "hooks":
+                from client.privacy.hooks import HookGradients, refuse_if_wrong
+
+                engine = HookGradients(network, loss, names, clip_norm=config.privacy.clip_norm, chunk=3)
+                refuse_if_wrong(engine, made_up(patients=3))
+
+
+def check_once(model: MedMAP, config: Config, *, run: str, stage: str, organs: tuple[str, ...]) -> None:
+    """`check_model`, the first time in this process that the model meets this run, stage and a site with these organs."""
+    passed = _PASSED.setdefault(model, set())
+    key = run, stage, organs
+    if key not in passed:
+        check_model(model, config, stages=(stage,), organs=organs)
+        passed.add(key)
 
 
 def coupling(loss: Callable[[Batch], Tensor], batch: Batch) -> float:
     """How far `loss` is from a sum over patients, relative to its size: 0 when no patient's loss depends on another's data.
 
-    The mixed difference L(a, b) + L(a', b') - L(a, b') - L(a', b) of two records and their changed selves, volumes and
-    reports: it vanishes if and only if L(a, b) = f(a) + g(b). batch: two records.
+    Of two records (a, b) and changed selves (a', b'), the larger of two measures, and of all changes the largest:
+
+    - the mixed difference L(a, b) + L(a', b') - L(a, b') - L(a', b), which vanishes if and only if L(a, b) = f(a) + g(b);
+    - the change of the gradient with respect to a's volumes, dL(a, b) - dL(a, b'), which sees what values cannot.
+
+    Changed are all measured data (volumes, report, negatives) and, with them, once the label and which modalities are
+    present, once whether there is a label and a report. Raises ValueError unless the batch holds two records.
     """
     if len(batch) != 2:
         raise ValueError(f"two records are compared, not {len(batch)}")
-    changed = replace(batch, volumes=batch.volumes.flip(2) * 1.7, report=batch.report.flip(1))
+    before = _measure(loss, batch)
+    return max(_mixed(loss, batch, before, changed) for changed in _changes(batch))
 
-    def mix(first: Batch, second: Batch) -> float:
-        def take(name: str) -> Tensor:
-            return torch.cat([getattr(first, name)[:1], getattr(second, name)[1:]])
 
-        return float(loss(replace(batch, volumes=take("volumes"), report=take("report"))))
+def _changes(batch: Batch) -> Iterator[Batch]:
+    measured = replace(
+        batch,
+        volumes=batch.volumes.flip(2) * 1.7,
+        report=batch.report.flip(1),
+        negatives=None if batch.negatives is None else batch.negatives.flip(2),
+    )
+    fewer = batch.present & (batch.present.cumsum(1) > 1)  # all but the first
+    present = torch.where(fewer.any(1, keepdim=True), fewer, batch.present)
+    yield replace(measured, label=torch.where(batch.label == 0, 1, 0), present=present)
+    report = measured.report * ~batch.has_report[:, None]
+    yield replace(measured, label=torch.full_like(batch.label, -1), has_report=~batch.has_report, report=report)
 
+
+def _mixed(loss: Callable[[Batch], Tensor], batch: Batch, before: tuple[Tensor, Tensor], changed: Batch) -> float:
+    """The larger of the two measures of `coupling`, for one change."""
+
+    def of(first: Batch, second: Batch) -> Batch:
+        pairs = zip(tensors(first).items(), tensors(second).values(), strict=True)
+        return Batch(organ=batch.organ, **{name: torch.cat([a[:1], b[1:]]) for (name, a), b in pairs})
+
+    second = _measure(loss, of(batch, changed))
     with torch.no_grad():
-        values = mix(batch, batch), mix(changed, changed), mix(batch, changed), mix(changed, batch)
-    return abs(values[0] + values[1] - values[2] - values[3]) / max(abs(v) for v in values)
+        first, both = loss(of(changed, batch)), loss(changed)
+    values = (before[0], both, second[0], first)
+    value = (before[0] + both - second[0] - first).abs() / torch.stack(values).abs().max().clamp(min=1e-12)
+    gradient = (before[1] - second[1]).norm() / before[1].norm().clamp(min=1e-12)
+    return float(torch.maximum(value, gradient))
+
+
+def _measure(loss: Callable[[Batch], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient with respect to the volumes of the first record."""
+    volumes = batch.volumes.detach().requires_grad_()
+    with torch.enable_grad():
+        value = loss(replace(batch, volumes=volumes))
+        gradient = torch.autograd.grad(value, volumes)[0][0] if value.requires_grad else torch.zeros_like(volumes[0])
+    return value.detach(), gradient

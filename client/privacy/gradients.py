@@ -6,17 +6,16 @@ float32 or better, norms in float64. A patient whose gradient is not finite cont
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from client.privacy.losses import RecordLoss, tensors
 from medmap_model.batch import Batch
 from medmap_model.encoders import refuse_running_statistics
 
-RecordLoss = Callable[[nn.Module, Batch], Tensor]
 Vectors = dict[str, Tensor]
 
 
@@ -33,7 +32,7 @@ class PatientGradients:
         refuse_running_statistics(model)
         if not clip_norm > 0:
             raise ValueError(f"clip_norm={clip_norm}: take a number above 0")
-        self.model, self.clip_norm, self.chunk = model, clip_norm, chunk
+        self.model, self.loss, self.clip_norm, self.chunk = model, loss, clip_norm, chunk
         self.names = list(parameters)
         self._shell = _Shell(model, loss)
 
@@ -42,13 +41,17 @@ class PatientGradients:
         trained, constants = self._split()
         total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in trained.items()}
         for start in range(0, len(batch), max(1, self.chunk)):
-            part = _tensors(batch.rows(slice(start, start + max(1, self.chunk))))
+            part = tensors(batch.rows(slice(start, start + max(1, self.chunk))))
             gradients = self._gradients(trained, constants, part, batch.organ)
             factor = self._factors(gradients)
             for name, g in gradients.items():
                 clean = torch.nan_to_num(g.float(), 0.0, 0.0, 0.0)
                 total[name] += torch.einsum("i,i...->...", factor.to(clean.dtype), clean)
         return total
+
+    def each(self, batch: Batch) -> Vectors:
+        """Parameter -> (patients, *shape): gradients as they are, not clipped. Of made-up patients only."""
+        return self._gradients(*self._split(), tensors(batch), batch.organ)
 
     def _gradients(self, trained: Vectors, constants: Vectors, part: Vectors, organ: str) -> Vectors:
         """Parameter -> (patients, *shape)."""
@@ -86,7 +89,3 @@ class _Shell(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return self._loss(self.model, batch)
-
-
-def _tensors(batch: Batch) -> Vectors:
-    return {f.name: v for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}

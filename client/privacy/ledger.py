@@ -10,7 +10,10 @@ again after its reply has left is: another reply would carry other noise. So the
 process dies at whatever point; it may count a reply that was never sent.
 
 A copy of the file restored from a backup would have forgotten charges: the server keeps a `Receipt` of every reply and
-hands the newest one back with its next task; a ledger that is behind it refuses (`check_receipt`).
+hands the newest one back with its next task; a ledger that is behind it refuses (`check_receipt`). So does one that has
+lost an entry since this process last looked.
+
+What was released once and is used again (the noisy size of the cohort) is kept beside its charge (`remember`).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,9 @@ class Ledger:
             raise LedgerError(f"a budget of epsilon {epsilon} and delta {delta}: take epsilon > 0 and 0 < delta < 1")
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._charged: list[Charge] = []  # what the entries up to `_known` say; newer ones are read when needed
+        self._notes: dict[str, Any] = {}
+        self._known = (0, _GENESIS)
         with self._transaction() as db:
             for statement in _SCHEMA.split(";\n"):
                 if statement.strip():
@@ -123,7 +129,7 @@ class Ledger:
             charges = self._charges(db)
             open_ones = [c for c in charges if c.key == key and not c.released]
             if open_ones and open_ones[-1].cost == cost:
-                return self._head(db)
+                return self._head()
             after = spent([*(c.cost for c in charges), cost], delta=self.delta)
             if after > self.epsilon:
                 raise BudgetExceeded(
@@ -138,10 +144,24 @@ class Ledger:
                 raise LedgerError(f"{key.stage} round {key.round}: nothing may leave that was not charged")
             return self._append(db, "release", {"key": asdict(key)})
 
+    def remember(self, name: str, value: Any) -> Receipt:
+        """Keep a released value (JSON) for good. Raises LedgerError when there is one of that name."""
+        with self._transaction() as db:
+            self._charges(db)
+            if name in self._notes:
+                raise LedgerError(f"{self.path} has a '{name}' already: it was released once and stays")
+            return self._append(db, "note", {"name": name, "value": value})
+
+    def recall(self, name: str) -> Any:
+        """The value kept under that name; None when there is none."""
+        with self._transaction() as db:
+            self._charges(db)
+        return self._notes.get(name)
+
     def charges(self) -> list[Charge]:
         """All charges, oldest first."""
         with self._transaction() as db:
-            return self._charges(db)
+            return list(self._charges(db))
 
     def spent(self, *more: Cost) -> float:
         """Epsilon spent over the ledger's life, with `more` on top."""
@@ -150,7 +170,8 @@ class Ledger:
     def receipt(self) -> Receipt:
         """How far the ledger has come."""
         with self._transaction() as db:
-            return self._head(db)
+            self._charges(db)
+            return self._head()
 
     def check_receipt(self, receipt: Receipt) -> None:
         """Raises LedgerError when this file is another ledger, or an older copy, than the server has a receipt of."""
@@ -165,17 +186,11 @@ class Ledger:
             )
 
     def verify(self) -> int:
-        """Check the hash chain; the number of entries. Raises LedgerError naming the first entry that does not fit."""
+        """Check the whole hash chain; the number of entries. Raises LedgerError naming the first entry that does not fit."""
+        self._charged, self._notes, self._known = [], {}, (0, _GENESIS)
         with self._transaction() as db:
-            rows = list(db.execute("SELECT seq, time, kind, body, prev, hash FROM entries ORDER BY seq"))
-        previous = _GENESIS
-        for number, (seq, at, kind, body, prev, digest) in enumerate(rows, 1):
-            if seq != number or prev != previous or digest != _hash(seq, at, kind, body, prev):
-                raise LedgerError(
-                    f"{self.path}: entry {number} was changed or is missing; restore the newest good copy"
-                )
-            previous = digest
-        return len(rows)
+            self._charges(db)
+        return self._known[0]
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -200,27 +215,46 @@ class Ledger:
             db.close()
 
     def _charges(self, db: sqlite3.Connection) -> list[Charge]:
-        found: list[Charge] = []
-        for seq, at, kind, text in db.execute("SELECT seq, time, kind, body FROM entries ORDER BY seq"):
-            body = json.loads(text)
-            key = Key(**body["key"])
-            if kind == "charge":
-                found.append(Charge(seq, at, key, body["purpose"], Cost(**body["cost"]), False))
-                continue
-            index = max(i for i, c in enumerate(found) if c.key == key and not c.released)
-            found[index] = Charge(**{**vars(found[index]), "released": True})
-        return found
+        """All charges; entries that this object has not seen yet are checked against the chain on the way."""
+        seq, previous = self._known
+        rows = iter(
+            db.execute("SELECT seq, time, kind, body, prev, hash FROM entries WHERE seq >= ? ORDER BY seq", (seq,))
+        )
+        if seq:
+            last = next(rows, None)
+            if last is None or last[5] != previous:
+                raise LedgerError(f"{self.path} has lost entries since it was last read; put the newest file back")
+        for number, (at_seq, at, kind, body, prev, digest) in enumerate(rows, seq + 1):
+            if at_seq != number or prev != previous or digest != _hash(at_seq, at, kind, body, prev):
+                raise LedgerError(
+                    f"{self.path}: entry {number} was changed or is missing; restore the newest good copy"
+                )
+            self._take(at_seq, at, kind, json.loads(body))
+            previous = digest
+            self._known = (number, previous)
+        return self._charged
+
+    def _take(self, seq: int, at: float, kind: str, body: dict[str, Any]) -> None:
+        if kind == "note":
+            self._notes[body["name"]] = body["value"]
+            return
+        key = Key(**body["key"])
+        if kind == "charge":
+            self._charged.append(Charge(seq, at, key, body["purpose"], Cost(**body["cost"]), released=False))
+            return
+        index = max(i for i, c in enumerate(self._charged) if c.key == key and not c.released)
+        self._charged[index] = replace(self._charged[index], released=True)
 
     def _append(self, db: sqlite3.Connection, kind: str, body: dict[str, Any]) -> Receipt:
-        head, at, text = self._head(db), time.time(), json.dumps(body, sort_keys=True)
-        seq = head.seq + 1
-        digest = _hash(seq, at, kind, text, head.hash)
-        db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", (seq, at, kind, text, head.hash, digest))
+        """One entry more. The caller has read all there are; this one is taken in when it is on disk."""
+        at, text = time.time(), json.dumps(body, sort_keys=True)
+        seq, prev = self._known[0] + 1, self._known[1]
+        digest = _hash(seq, at, kind, text, prev)
+        db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", (seq, at, kind, text, prev, digest))
         return Receipt(self.id, seq, digest)
 
-    def _head(self, db: sqlite3.Connection) -> Receipt:
-        row = db.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
-        return Receipt(getattr(self, "id", ""), *(row or (0, _GENESIS)))
+    def _head(self) -> Receipt:
+        return Receipt(self.id, *self._known)
 
 
 def _hash(seq: int, at: float, kind: str, body: str, prev: str) -> str:

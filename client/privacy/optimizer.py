@@ -1,7 +1,7 @@
 """A step of DP-SGD: a clipped sum of patients in, noise added, divided by a fixed public number, then any optimiser.
 
 Opacus' DPOptimizer (grad_sample_mode "no_op") with its two weak points replaced: sums come clipped from
-`gradients.PatientGradients` and noise from `randomness.SecretRandom`, not from torch's global generator.
+`gradients.PatientGradients` and noise from `medmap_model.randomness.SecretRandom`, not from torch's global generator.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
-from client.privacy.randomness import SecretRandom
+from medmap_model.randomness import SecretRandom
 
 
 class PatientDPOptimizer(DPOptimizer):

@@ -15,6 +15,7 @@ from server.report import figures, findings, formats, robustness, subgroups, tab
 from server.report.figures import headline_figure
 from server.report.page import PAGE
 from server.report.parts import COSTS, MACROS
+from server.report.private import PRIVACY, privacy_view
 from server.report.quality import quality_charts
 from server.report.run import Run, read_run
 from server.report.scores import MEASURES, conditions, organs
@@ -38,7 +39,7 @@ def _render(run: Run) -> str:
     from jinja2 import DictLoader, Environment
 
     parts = {"page.html": PAGE, "macros.html": MACROS, "costs.html": COSTS, "style.css": STYLE}
-    parts |= {"subgroups.html": SUBGROUPS, "evaluation.html": EVALUATION}
+    parts |= {"subgroups.html": SUBGROUPS, "evaluation.html": EVALUATION, "privacy.html": PRIVACY}
     environment = Environment(loader=DictLoader(parts), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     for name in ("number", "signed", "count", "interval", "spread", "percent", "size", "duration", "words", "listed"):
         environment.filters[name] = _or_none(getattr(formats, name))
@@ -68,6 +69,7 @@ def _render(run: Run) -> str:
         groups=tables.module_groups(summary),
         communication=tables.communication(summary),
         timing=tables.timing(summary),
+        private=privacy_view(summary),
         config=run.config,
     )
 

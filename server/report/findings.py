@@ -53,7 +53,7 @@ UNKNOWN = ("Data of unknown origin.", "The summary does not say where they come 
 def notices(summary: dict[str, Any]) -> list[Remark]:
     """What a reader must know before any number: where the data come from, privacy, an unfinished run."""
     remarks = [_data_notice(summary.get("data") or {})]
-    if not summary.get("privacy"):
+    if not summary.get("private_updates", summary.get("privacy")):
         remarks.append(
             Remark(
                 "Privacy is off.",

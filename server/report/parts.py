@@ -112,22 +112,7 @@ COSTS = """
 {% else %}{{ missing("timing") }}{% endif %}
 </section>
 
-<section aria-labelledby="privacy">
-<h2 id="privacy">Privacy</h2>
-{% if summary.privacy %}
-{% call box("Privacy") %}
-<table class="privacy">
-{{ head(["Site", "ε spent", "ε budget", "δ", "Unit"], text=[0, 4]) }}
-<tbody>
-{% for name, p in summary.privacy.items() %}
-<tr><th scope="row">{{ name }}</th><td>{{ p.epsilon_spent | number(2) }}</td>
-<td>{{ p.epsilon_budget | number(2) }}</td><td>{{ "%.0e" % p.delta if p.delta else "–" }}</td>
-<td class="text">{{ p.unit or "–" }}</td></tr>
-{% endfor %}
-</tbody></table>
-{% endcall %}
-{% else %}<p>Off. No differential privacy was applied, so there is no budget to show.</p>{% endif %}
-</section>
+{% include "privacy.html" %}
 
 <section aria-labelledby="configuration">
 <h2 id="configuration">Configuration</h2>

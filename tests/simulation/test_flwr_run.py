@@ -103,3 +103,13 @@ def test_a_federation_runs_whole_from_the_bundle(checkout, flower, hospitals, tm
     assert summary["stages"]["finetune"]["rounds"] == 2
     assert [len(json.loads(line)["returned"]) for line in (out / "metrics.jsonl").read_text().splitlines()] == [2, 2, 2]
     assert (out / "report.html").exists()
+    validated = subprocess.run(
+        [BIN / "medmap-server", "validate", out, "-o", tmp_path / "val", "--sites-file", sites, "--app", checkout,
+         "--set", f"privacy.ledger_dir={tmp_path / 'ledgers'}"],
+        cwd=tmp_path, env=flower, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert validated.returncode == 0, validated.stdout + validated.stderr
+    told = json.loads((tmp_path / "val" / "validation.json").read_text())
+    assert set(told["organs"]["brain"]["tumour"]["out"]["sites"]) == set(hospitals) and told["refused"] == []
+    assert "brain: tumour" in validated.stdout
+    assert {p.name for p in (tmp_path / "ledgers").glob("*.db")} == {f"{name}.db" for name in hospitals}

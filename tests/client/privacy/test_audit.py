@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from client.privacy.gradients import PatientGradients
 from client.privacy.optimizer import PatientDPOptimizer
-from client.privacy.randomness import SecretRandom
 from medmap_model.accounting import Cost, spent
 from medmap_model.batch import Batch
+from medmap_model.randomness import SecretRandom
 from tests.client.privacy.audit import epsilon_lower_bound
 
 CANARIES, C, DELTA = 500, 0.5, 1e-5

@@ -143,32 +143,3 @@ def test_a_site_refuses_by_itself_what_would_leak_and_charges_nothing(tmp_path, 
     with caplog.at_level(logging.CRITICAL, "medmap.client"), pytest.raises(FederationError, match="no quorum"):
         run(tmp_path, hospitals, cache, "stage.finetune.patience=2", "strategy.retries=0")
     assert not list((tmp_path / "ledgers").glob("*.db"))
-
-
-def test_a_coupled_loss_is_told_from_a_separable_one(hospitals, cache):
-    import torch
-
-    from client.privacy.checks import coupling
-    from client.site import open_records
-    from configs import load_vocabulary
-    from configs.schema import FinetuneConfig, PretrainConfig
-    from medmap_model.model import build_model
-    from medmap_model.text import build_text_encoder
-
-    config = small_config()
-    model = (
-        build_model(config.model, load_vocabulary("medmom"), build_text_encoder(config.text), seed=0).double().eval()
-    )
-    batch = next(open_records(config, (hospitals["east"],), cache).eval_batches(split="val", organ="brain"))
-    from dataclasses import replace
-
-    pair = batch.rows(slice(0, 2))
-    pair = replace(pair, volumes=pair.volumes.double(), report=pair.report.double())
-    coupled = coupling(lambda b: model.pretrain_loss(b, PretrainConfig(bank="none"), dense=True)["loss"], pair)
-    alone = coupling(
-        lambda b: model.finetune_loss(b, FinetuneConfig(modality_dropout=0), progress=0.5, dense=True)["loss"], pair
-    )
-    assert coupled > 1e-4
-    assert alone < 1e-10
-    with pytest.raises(ValueError, match="two records"):
-        coupling(lambda b: torch.zeros(()), batch)

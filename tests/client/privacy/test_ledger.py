@@ -199,3 +199,60 @@ def test_noise_is_solved_on_top_of_what_is_spent():
     ):
         with pytest.raises(ValueError, match="give a noise multiplier"):
             Cost(**wrong)
+
+
+def test_what_other_processes_write_is_read_and_what_is_lost_meanwhile_is_noticed(ledger, tmp_path):
+    ledger.reserve(key(1), "training", STEP)
+    shutil.copy(ledger.path, tmp_path / "early.db")
+    other = Ledger(ledger.path, epsilon=BUDGET, delta=1e-5)
+    other.reserve(key(2), "training", STEP)
+    assert len(ledger.charges()) == 2 and ledger.receipt() == other.receipt()
+    for suffix in ("-wal", "-shm"):
+        ledger.path.with_name(ledger.path.name + suffix).unlink(missing_ok=True)
+    shutil.copy(tmp_path / "early.db", ledger.path)
+    with pytest.raises(LedgerError, match="has lost entries since it was last read"):
+        ledger.reserve(key(3), "training", STEP)
+
+
+def test_a_released_value_is_kept_once(ledger):
+    assert ledger.recall("cohort") is None
+    ledger.remember("cohort", {"splits": {"train": 93}})
+    again = Ledger(ledger.path, epsilon=BUDGET, delta=1e-5)
+    assert again.recall("cohort") == {"splits": {"train": 93}} and again.spent() == 0
+    with pytest.raises(LedgerError, match="released once and stays"):
+        again.remember("cohort", {"splits": {"train": 7}})
+    assert ledger.verify() == 1
+
+
+GREEDY = """
+    import sys
+    from pathlib import Path
+    from medmap_model.accounting import Cost
+    from client.privacy.ledger import BudgetExceeded, Key, Ledger
+    l = Ledger(Path(sys.argv[1]), epsilon=1.2, delta=1e-5)
+    sys.stdin.readline()
+    taken = 0
+    for i in range(8):
+        try:
+            l.reserve(Key("a", "finetune", i, sys.argv[2] + str(i)), "training", Cost(3, 3.0, 0.25))
+            taken += 1
+        except BudgetExceeded:
+            pass
+    print(taken)
+"""
+
+
+def test_two_processes_cannot_overspend(ledger):
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(GREEDY), str(ledger.path), name], text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, cwd=Path(__file__).parents[3], env={**os.environ, "PYTHONPATH": "."},
+        )
+        for name in ("one", "two")
+    ]  # fmt: skip
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    taken = [int(child.communicate(timeout=120)[0]) for child in children]
+    assert len(ledger.charges()) == sum(taken) < 16
+    assert ledger.spent() <= BUDGET < ledger.spent(Cost(3, 3.0, 0.25))

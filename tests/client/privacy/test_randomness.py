@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from client.privacy.randomness import SecretRandom
+from medmap_model.randomness import SecretRandom
 
 
 @pytest.mark.parametrize("chacha", [True, False])

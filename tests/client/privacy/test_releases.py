@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from client.privacy.randomness import SecretRandom
-from client.privacy.releases import release_counts, release_scores, score_histograms
-from server.validation import NoisyCounts, estimate, laplace_variance
+from client.privacy.releases import release_scores, score_histograms, with_noise
+from medmap_model.accounting import Cost, noise_variance
+from medmap_model.randomness import SecretRandom
+from server.validation import NoisyCounts, estimate
 
 
 def patients(n: int, *, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -34,18 +35,25 @@ def test_one_patient_is_in_one_cell_of_each_class(classes):
     assert score_histograms(labels, p, bins=8).sum() == 40 * released
 
 
-@pytest.mark.parametrize(("classes", "epsilon"), [(2, 1.0), (7, 2.0)])
-def test_noise_is_what_the_sensitivity_asks_for(classes, epsilon):
+@pytest.mark.parametrize("cost", [Cost(1, epsilon=1.0), Cost(1, noise_multiplier=2.0)], ids=["laplace", "gaussian"])
+@pytest.mark.parametrize("classes", [2, 7])
+def test_noise_is_what_the_sensitivity_asks_for(classes, cost):
     labels, p = patients(30, classes=classes)
     exact = score_histograms(labels, p, bins=8)
     secret = SecretRandom(chacha=False)
-    noise = np.stack(
-        [release_scores("x", labels, p, epsilon=epsilon, bins=8, secret=secret).counts - exact for _ in range(1500)]
-    )
-    expected = math.sqrt(laplace_variance((1 if classes == 2 else classes) / epsilon))
+    noise = np.stack([release_scores(labels, p, cost=cost, bins=8, secret=secret) - exact for _ in range(1500)])
+    expected = math.sqrt(noise_variance(cost, cells=1 if classes == 2 else classes))
+    assert noise.dtype.kind == "i"
     assert noise.std() == pytest.approx(expected, rel=0.05)
     assert abs(noise.mean()) < 5 * expected / math.sqrt(noise.size)
     assert (noise.std(0) > 0.7 * expected).all()  # every cell, empty ones too
+
+
+def test_labels_of_their_own_are_counted_each():
+    labels = np.array([0b00, 0b01, 0b11, 0b10])
+    p = np.array([[0.1, 0.2], [0.9, 0.3], [0.8, 0.7], [0.2, np.nan]])
+    counts = score_histograms(labels, p, bins=2, multi_label=True)
+    assert counts.tolist() == [[[2, 0], [0, 2]], [[2, 1], [0, 1]]], "a score that is not finite counts as 0"
 
 
 def test_without_noise_the_estimate_is_the_truth_up_to_binning():
@@ -61,15 +69,15 @@ def test_without_noise_the_estimate_is_the_truth_up_to_binning():
 
 
 def test_sites_add_up_and_the_interval_covers_noise_and_sampling():
-    covered = wide = 0
+    covered, wide, cost = 0, 0.0, Cost(1, epsilon=1.0)
     big = patients(200_000, seed=99)
     truth = roc_auc_score(big[0], big[1][:, 1])
     for repeat in range(60):
         total = None
         for site in range(3):
             labels, p = patients(100, seed=1000 * repeat + site)
-            release = release_scores("brain", labels, p, epsilon=1.0, bins=8, secret=SecretRandom(chacha=False))
-            noisy = NoisyCounts(release.counts[0], laplace_variance(release.scale))
+            counts = release_scores(labels, p, cost=cost, bins=8, secret=SecretRandom(chacha=False))
+            noisy = NoisyCounts(counts[0], noise_variance(cost, cells=1))
             total = noisy if total is None else total + noisy
         told = estimate(total, bootstrap=150, seed=repeat)
         covered += told["auroc_ci"][0] <= truth <= told["auroc_ci"][1]
@@ -84,9 +92,28 @@ def test_nothing_to_tell_is_none_with_a_reason():
 
 
 def test_a_table_of_counts():
-    exact = np.array([[10, 0], [3, 7]])
-    noisy = np.stack(
-        [release_counts(exact, sensitivity=2, epsilon=1.0, secret=SecretRandom(chacha=False)) for _ in range(4000)]
-    )
-    assert noisy.mean(0) == pytest.approx(exact, abs=0.3)
-    assert (noisy - exact).std() == pytest.approx(math.sqrt(laplace_variance(2.0)), rel=0.05)
+    exact, cost = np.array([[10, 0], [3, 7]]), Cost(1, epsilon=1.0)
+    secret = SecretRandom(chacha=False)
+    noisy = np.stack([with_noise(exact, cost=cost, cells=2, unit=3, secret=secret) for _ in range(4000)])
+    assert noisy.mean(0) == pytest.approx(exact, abs=0.9)
+    assert (noisy - exact).std() == pytest.approx(math.sqrt(noise_variance(cost, cells=2, unit=3)), rel=0.05)
+
+
+def test_tables_that_share_a_cost_cost_as_much_together():
+    from medmap_model.accounting import spent
+
+    for cost in (Cost(1, epsilon=1.2), Cost(1, noise_multiplier=3.0)):
+        assert spent([cost.part_of(4)] * 4, delta=1e-5) == pytest.approx(spent([cost], delta=1e-5), abs=0.02)
+
+
+def test_curves_come_with_the_figures():
+    labels, p = patients(3000)
+    told = estimate(NoisyCounts(score_histograms(labels, p, bins=10)[0], 2.0), bootstrap=200)
+    roc = told["roc"]
+    assert (roc["false"][0], roc["true"][0], roc["false"][-1], roc["true"][-1]) == (0, 0, 1, 1)
+    assert all(low <= t <= high for t, (low, high) in zip(roc["true"], roc["true_ci"], strict=True))
+    for row in told["calibration"]:
+        mine = (p[:, 1] * 10).astype(int).clip(0, 9) == round(row["score"] * 10 - 0.5)
+        assert row["observed"] == pytest.approx(labels[mine].mean())
+        assert row["observed_ci"][0] <= row["observed"] <= row["observed_ci"][1]
+    assert told["prevalence"] == pytest.approx((labels == 1).mean())

@@ -1,0 +1,70 @@
+"""What a hospital itself demands, whatever a run's settings say: its site.yaml.
+
+name: north
+manifest: /data/mri/manifest.csv
+cache_dir: /data/medmap-cache
+privacy:
+  required: true          # no update and no figure without noise
+  ledger: /data/north.db  # charged for everything that leaves
+  epsilon: 8              # the ledger's budget, over its life
+  delta: 1e-5
+  cohort: hidden          # the numbers of patients and volumes are told with noise, once
+  cohort_epsilon: 0.5
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from configs.documents import read_document
+from configs.schema import PrivacyConfig, setting
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """The privacy section; a run's settings have no say in any of it."""
+
+    required: bool = setting(False, "take part in no run without privacy")
+    ledger: Path | None = setting(None, "the ledger's file; none: NAME.db beside the manifest")
+    epsilon: float = setting(
+        PrivacyConfig.epsilon, "the ledger's budget, over its whole life", minimum=1e-6, maximum=1000
+    )
+    delta: float = setting(PrivacyConfig.delta, "of the guarantee; below 1 / patients", minimum=1e-12, maximum=0.1)
+    cohort: str = setting(
+        "public",
+        "the site's numbers of patients and volumes: told as they are, or (hidden) with noise, charged once",
+        choices=("public", "hidden"),
+    )
+    cohort_epsilon: float = setting(0.5, "what a hidden cohort costs", minimum=1e-6, maximum=1000)
+
+    def over(self, run: PrivacyConfig) -> PrivacyConfig:
+        """The run's settings with the site's own budget and ledger in their place."""
+        return replace(run, epsilon=self.epsilon, delta=self.delta, ledger_dir=None)
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """A hospital's site.yaml: where its data are, and what it demands of every run."""
+
+    manifest: Path = field(metadata={"help": "the CSV with a row per volume"})
+    name: str | None = setting(None, "the hospital's name in the federation; none: the name of the manifest's folder")
+    cache_dir: Path | None = setting(None, "where prepared volumes are kept; none: .medmap-cache beside the manifest")
+    privacy: Privacy = field(default_factory=Privacy)
+
+
+@dataclass(frozen=True)
+class SiteFile:
+    """A site.yaml, read and checked."""
+
+    manifest: Path
+    name: str
+    cache_dir: Path
+    privacy: Privacy
+
+
+def read_site(path: Path) -> SiteFile:
+    """Raises ConfigError: file, line, setting, what to do. Paths are relative to the file."""
+    said = read_document(path, SiteSettings)
+    folder = said.manifest.parent
+    return SiteFile(said.manifest, said.name or folder.name, said.cache_dir or folder / ".medmap-cache", said.privacy)
