@@ -4,8 +4,8 @@
 
 No model and no images: 100 patients per site, of whom 35 % have the class, with scores of two normal distributions 1.3 apart
 (true AUROC 0.821) told as calibrated probabilities. Every site releases its histogram as a hospital would
-(`client.privacy.releases`), the sum goes through `server.validation.estimate`; all figures come from 0 < epsilon < inf, a
-pure-epsilon release per site; `inf` is the exact histogram, for the error of binning alone. Errors are root mean squares over
+(`client.privacy.releases`), with discrete Laplace noise, and the sum of all goes through `server.validation.estimate`;
+epsilon `inf` is the exact histogram, for the error of binning alone. Errors are root mean squares over
 repeats: `noise` against the same patients without privacy, `total` against the truth; `sampling` is what the patients
 without privacy are off. Sensitivity and specificity are at the threshold that the noisy counts chose. Noise is secret: a
 second call differs (5 % of an error, 1.5 points of a coverage, at 200 repeats). Writes benchmarks/results/privacy_validation.csv.

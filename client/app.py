@@ -79,7 +79,7 @@ def _site(context: Context) -> Site:
         name, manifests, policy, folder = own.name, (own.manifest,), own.privacy, own.cache_dir
     elif node.get("manifest"):
         manifest = Path(str(node["manifest"]))
-        name, policy = str(node.get("site", manifest.parent.name)), Privacy()
+        name, policy = str(node.get("site", manifest.parent.name)), Privacy(required=False)
         manifests = (manifest,)
     elif run.get("sites-file"):
         entries = read_sites(Path(str(run["sites-file"])))
@@ -89,7 +89,8 @@ def _site(context: Context) -> Site:
         name, manifests = entries[index].name, entries[index].manifests
     else:
         raise SiteError("data", "no data: start this node with --node-config 'site-file=\"/path/site.yaml\"'")
-    cache = node.get("cache-dir") or run.get("cache-dir") or folder or manifests[0].parent / ".medmap-cache"
+    chosen = node.get("cache-dir") or folder or (None if policy else run.get("cache-dir"))
+    cache = chosen or manifests[0].parent / ".medmap-cache"
     return open_site(config, name, manifests, Path(str(cache)), policy)
 
 
@@ -107,9 +108,10 @@ def _task(msg: Message) -> Task:
 def query(msg: Message, context: Context) -> RecordDict:
     """Answer with this site's card."""
     site = _site(context)
-    if context.node_config.get("manifest"):  # a real node: its own log is the place to name what was left out
-        for problem in site.records.problems:
-            log.warning("left out: %s", problem)
+    real = context.node_config.get("site-file") or context.node_config.get("manifest")
+    if real and (problems := site.records.problems):  # by row: a problem's own words name patients
+        rows = ", ".join(str(p.row) for p in problems if p.row is not None)
+        log.warning("%d problems left volumes out (rows %s): see `medmap-client check`", len(problems), rows or "-")
     card = site.card()
     return RecordDict({contract.CARD: ConfigRecord({contract.CARD: json.dumps(card.to_dict())})})
 

@@ -185,6 +185,63 @@ def budget(
         show(told, Console())
 
 
+@app.command()
+def request(
+    name: Annotated[str, typer.Argument(help="The site's name in the federation: the kit's README tells it.")],
+    kit: Annotated[Path, typer.Option("--output", "-o", help="The kit's folder.")] = Path("."),
+) -> None:
+    """Make this site's key, and the request by which the coordinator admits it. The key stays here.
+
+    Example: medmap-client request north
+    """
+    from client.request import request as make
+    from configs.kits import KitError
+
+    try:
+        path, fingerprint = make(name, kit)
+    except KitError as error:
+        _fail(str(error))
+    print(f"send {path} to the coordinator (no secret is in it), and read them this fingerprint by phone:\n{fingerprint}")
+
+
+@app.command()
+def verify(
+    kit: Annotated[Path, typer.Argument(help="The kit's folder, a site's or the server's.")] = Path("."),
+    fingerprint: Annotated[
+        str | None, typer.Option(help="The authority's, as the coordinator read it to you by phone.")
+    ] = None,
+) -> None:
+    """Check a kit: nothing changed since the coordinator sealed it, keys kept private, certificates and site.yaml good.
+
+    Exit code: 0 all is well, 2 it must not be used.
+
+    Example: medmap-client verify . --fingerprint AB:CD:...
+    """
+    from client.verify import verify as check_kit
+    from configs.kits import KitError
+    from configs.schema import ConfigError
+
+    try:
+        found = check_kit(kit, fingerprint=fingerprint)
+    except (KitError, ConfigError) as error:
+        _fail(str(error))
+    for warning in found.warnings:
+        print(f"medmap-client: {warning}", file=sys.stderr)
+    print(f"the kit is as it was sealed by the authority {found.fingerprint}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of site.yaml, by which an editor completes it.
+
+    Example: medmap-client schema > site.schema.json
+    """
+    from client.policy import SiteSettings
+    from configs.json_schema import schema_text
+
+    print(schema_text(SiteSettings, title="site.yaml"), end="")
+
+
 def _fail(message: str) -> NoReturn:
     print(f"medmap-client: {message}", file=sys.stderr)
     raise typer.Exit(2)

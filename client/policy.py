@@ -4,7 +4,7 @@ name: north
 manifest: /data/mri/manifest.csv
 cache_dir: /data/medmap-cache
 privacy:
-  required: true          # no update and no figure without noise
+  required: true          # no update and no figure without noise; so it is where there is a privacy section at all
   ledger: /data/north.db  # charged for everything that leaves
   epsilon: 8              # the ledger's budget, over its life
   delta: 1e-5
@@ -25,7 +25,7 @@ from configs.schema import PrivacyConfig, setting
 class Privacy:
     """The privacy section; a run's settings have no say in any of it."""
 
-    required: bool = setting(False, "take part in no run without privacy")
+    required: bool = setting(True, "take part in no run without privacy; false: updates may leave without noise")
     ledger: Path | None = setting(None, "the ledger's file; none: NAME.db beside the manifest")
     epsilon: float = setting(
         PrivacyConfig.epsilon, "the ledger's budget, over its whole life", minimum=1e-6, maximum=1000
@@ -39,8 +39,8 @@ class Privacy:
     cohort_epsilon: float = setting(0.5, "what a hidden cohort costs", minimum=1e-6, maximum=1000)
 
     def over(self, run: PrivacyConfig) -> PrivacyConfig:
-        """The run's settings with the site's own budget and ledger in their place."""
-        return replace(run, epsilon=self.epsilon, delta=self.delta, ledger_dir=None)
+        """The run's settings with the site's own budget and ledger in their place, and noise from the keystream."""
+        return replace(run, epsilon=self.epsilon, delta=self.delta, ledger_dir=None, secure_noise=True)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SiteSettings:
     manifest: Path = field(metadata={"help": "the CSV with a row per volume"})
     name: str | None = setting(None, "the hospital's name in the federation; none: the name of the manifest's folder")
     cache_dir: Path | None = setting(None, "where prepared volumes are kept; none: .medmap-cache beside the manifest")
-    privacy: Privacy = field(default_factory=Privacy)
+    privacy: Privacy = field(default_factory=lambda: Privacy(required=False))  # no section: as the run says
 
 
 @dataclass(frozen=True)

@@ -44,3 +44,11 @@ def nearest(name: str, choices: tuple[str, ...]) -> str:
     if close:
         return f"Did you mean {' or '.join(folded[c] for c in close)}? Choices: {', '.join(choices)}"
     return f"Take one of {', '.join(choices)}"
+
+
+class SiteError(Exception):
+    """Why a site does not do what it is asked: a code of `contract.REFUSALS`, and a text for its own log only."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code

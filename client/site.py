@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ import numpy as np
 
 from client.manifest import SPLITS
 from client.policy import Privacy
+from client.privacy.charge import charged, open_ledger
 from client.privacy.cohort import CohortSize, noisy_size, release_cohort
-from client.privacy.ledger import BudgetExceeded, Key, Ledger, LedgerError, Receipt
+from client.privacy.ledger import Key, Ledger
+from client.problems import SiteError
 from client.records import SiteRecords
 from client.training import Figures, Trainer
-from configs import from_json, load_vocabulary
+from configs import from_json, load_vocabulary, to_json
 from configs.schema import Config, ConfigError, TextConfig, VolumesConfig
 from medmap_model.accounting import Cost, with_noise
 from medmap_model.contract import STAGES, VERSION, Card, Request, Task
@@ -29,14 +32,6 @@ from medmap_model.text import build_text_encoder
 
 if TYPE_CHECKING:
     from medmap_model.vocabulary import Organ
-
-
-class SiteError(Exception):
-    """Why a site does not do what it is asked: a code of `contract.REFUSALS`, and a text for its own log only."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -80,8 +75,7 @@ class Site:
     ) -> None:
         """policy: the hospital's own; None: a simulated site, whose budget and ledger are the run's."""
         self.entry, self.config, self.trainer, self.records = entry, config, trainer, records
-        self.policy = policy or Privacy()
-        self.privacy = policy.over(config.privacy) if policy else config.privacy
+        self.policy, self.privacy = policy or Privacy(required=False), config.privacy
         if self.policy.required and config.privacy.kind == "none":
             raise SiteError("policy", "site.yaml requires privacy and the run has privacy.kind=none")
         self._ledger: Ledger | None = None
@@ -103,11 +97,10 @@ class Site:
             return CohortSize(*self.records.counts("train"), self.records.splits())
         told = self.ledger().recall("cohort")
         if told is None:
-            key = Key("", "cohort", 0, "size")
-            self._charge(key, "the cohort's size", Cost(1, epsilon=self.policy.cohort_epsilon), None)
-            told = asdict(noisy_size(self.records, epsilon=self.policy.cohort_epsilon, secret=SecretRandom()))
-            self.ledger().remember("cohort", told)
-            self.ledger().release(key)
+            key, cost = Key("", "cohort", 0, "size"), Cost(1, epsilon=self.policy.cohort_epsilon)
+            with self._charged(key, "the cohort's size", cost, None):
+                told = asdict(noisy_size(self.records, epsilon=cost.epsilon, secret=SecretRandom()))
+                self.ledger().remember("cohort", told)
         return CohortSize(**told)
 
     def train(
@@ -137,18 +130,16 @@ class Site:
 
         try:
             check_settings(self.config)  # whoever composed the settings: the site looks for itself
-            organs = self.records.organs("train")
+            organs = tuple(self.vocabulary.organs)
             check_once(self.trainer.model, self.config, run=task.run, stage=task.stage, organs=organs)
         except ConfigError as error:
             raise SiteError("policy", str(error)) from None
         size = self.size()
         mine = set(owned(self.vocabulary, size.volumes, size.studies, task.stage, self.trunks)) & set(vectors)
         key = Key(task.run, task.stage, task.round, task.message)
-        self._charge(key, f"training, {task.stage}", cost_of_round(self.privacy), task.receipt)
-        PrivateTrainer(self.trainer).train(self.records, task, mine, cohort=max(1, size.splits.get("train", 0)))
-        update = pack(self.trainer.model, vectors)
-        self.ledger().release(key)
-        return update
+        with self._charged(key, f"training, {task.stage}", cost_of_round(self.privacy), task.receipt):
+            PrivateTrainer(self.trainer).train(self.records, task, mine, cohort=max(1, size.splits.get("train", 0)))
+            return pack(self.trainer.model, vectors)
 
     def release_scores(self, vectors: Mapping[str, np.ndarray], request: Request) -> dict[str, Any]:
         """Organ -> a noisy histogram of the model's scores; charged before a patient is looked at."""
@@ -159,18 +150,17 @@ class Site:
         organs, cost = self._asked(request)
         unpack(self.trainer.model, vectors)
         key = Key(request.run, "validation", request.number, request.message)
-        self._charge(key, "validation", cost, request.receipt)
         secret, released = SecretRandom(), {}
-        for organ in organs:
-            of = {"split": request.split, "organ": organ.name}
-            labels, probabilities = self.trainer.predict(self.records, **of, known=request.known)
-            mine = np.array(self.records.counted(**of), bool)
-            noisy = release_scores(
-                labels[mine], probabilities[mine], cost=cost, bins=request.bins, secret=secret,
-                multi_label=organ.multi_label,
-            )  # fmt: skip
-            released[organ.name] = noisy.tolist()
-        self.ledger().release(key)
+        with self._charged(key, "validation", cost, request.receipt):
+            for organ in organs:
+                of = {"split": request.split, "organ": organ.name}
+                labels, probabilities = self.trainer.predict(self.records, **of, known=request.known)
+                mine = np.array(self.records.counted(**of), bool)
+                noisy = release_scores(
+                    labels[mine], probabilities[mine], cost=cost, bins=request.bins, secret=secret,
+                    multi_label=organ.multi_label,
+                )  # fmt: skip
+                released[organ.name] = noisy.tolist()
         return released
 
     def release_cohort(self, request: Request) -> dict[str, Any]:
@@ -180,12 +170,11 @@ class Site:
             raise SiteError("task", f"of a cohort there are the tables {', '.join(COHORT)}, not {tables}")
         organs, cost = self._asked(request)
         key = Key(request.run, "cohort", request.number, request.message)
-        self._charge(key, "statistics of the cohort", cost, request.receipt)
         secret, released = SecretRandom(), {}
-        for organ in organs:
-            noisy = release_cohort(self.records, organ, tables, cost=cost, secret=secret)
-            released[organ.name] = {name: table.tolist() for name, table in noisy.items()}
-        self.ledger().release(key)
+        with self._charged(key, "statistics of the cohort", cost, request.receipt):
+            for organ in organs:
+                noisy = release_cohort(self.records, organ, tables, cost=cost, secret=secret)
+                released[organ.name] = {name: table.tolist() for name, table in noisy.items()}
         return released
 
     def _asked(self, request: Request) -> tuple[list[Organ], Cost]:
@@ -194,35 +183,31 @@ class Site:
         unknown = sorted(set(request.organs) - set(self.vocabulary.organs))
         if unknown or not request.organs:
             raise SiteError("task", f"there is no organ '{unknown[0] if unknown else ''}'")
+        if not _asked_for(request.epsilon, 1e-3, 1e3) or not _asked_for(request.noise_multiplier, 0.1, 1e3):
+            raise SiteError(
+                "task", "a release has an epsilon from 0.001 to 1000, or a noise multiplier from 0.1 to 1000"
+            )
         try:
             cost = Cost(1, noise_multiplier=request.noise_multiplier, epsilon=request.epsilon)
         except ValueError as error:
             raise SiteError("task", str(error)) from None
         return [self.vocabulary.organs[o] for o in dict.fromkeys(request.organs)], cost
 
-    def _charge(self, key: Key, purpose: str, cost: Cost, receipt: dict[str, Any] | None) -> None:
-        """Raises SiteError: `budget` when it would exceed it, `ledger` when the ledger cannot be used."""
-        if self.privacy.delta * self.records.patients("train") >= 1:
-            raise SiteError("policy", f"delta {self.privacy.delta:g} is not below 1 / patients: take a smaller one")
-        try:
-            if receipt is not None:
-                self.ledger().check_receipt(Receipt(**receipt))
-            self.ledger().reserve(key, purpose, cost)
-        except BudgetExceeded as error:
-            raise SiteError("budget", str(error)) from None
-        except LedgerError as error:
-            raise SiteError("ledger", str(error)) from None
-
     def ledger(self) -> Ledger:
         """This site's ledger: where its site.yaml says, else in `privacy.ledger_dir`, else beside the first manifest."""
         if self._ledger is None:
             folder = Path(self.privacy.ledger_dir) if self.privacy.ledger_dir else self.entry.manifests[0].parent
-            path = self.policy.ledger or folder / f"{self.entry.name}.db"
-            try:
-                self._ledger = Ledger(path, epsilon=self.privacy.epsilon, delta=self.privacy.delta)
-            except LedgerError as error:
-                raise SiteError("ledger", str(error)) from None
+            self._ledger = open_ledger(self.policy.ledger or folder / f"{self.entry.name}.db", self.privacy)
         return self._ledger
+
+    def _charged(
+        self, key: Key, purpose: str, cost: Cost, receipt: dict[str, Any] | None
+    ) -> AbstractContextManager[None]:
+        hidden = self.policy.cohort == "hidden"  # then what was told of it decides, if it was told already
+        splits = (self.ledger().recall("cohort") or {}).get("splits", {}) if hidden else self.records.splits()
+        if self.privacy.delta * sum(splits.values()) >= 1:
+            raise SiteError("policy", f"delta {self.privacy.delta:g} is not below 1 / patients: take a smaller one")
+        return charged(self.ledger(), self.trainer.model, key, purpose, cost, receipt)
 
     def evaluate(self, vectors: Mapping[str, np.ndarray], task: Task) -> Figures:
         """Validate the model as received; under privacy a figure would be a release of its own: there is none."""
@@ -242,6 +227,11 @@ class Site:
         unpack(self.trainer.model, vectors)
 
 
+def _asked_for(value: float, low: float, high: float) -> bool:
+    """Not asked for (0), or a number in the range; never what is not a number."""
+    return value == 0 or low <= value <= high
+
+
 @functools.lru_cache(maxsize=256)
 def open_site(
     config_json: str,
@@ -250,8 +240,20 @@ def open_site(
     cache_dir: Path,
     policy: Privacy | None = None,
 ) -> Site:
-    """The site of this name, opened once per process: the second message finds data and model ready."""
-    config, trainer = from_json(config_json), trainer_for(config_json)
+    """The site of this name, opened once per process: the second message finds data and model ready.
+
+    policy: a hospital's own: what the run's settings say of budget, ledger, bad volumes and places on the disk is overruled.
+    """
+    config = from_json(config_json)
+    if policy is not None:
+        volumes = replace(config.data.volumes, on_bad_volume="skip", cache_dir=None)
+        config = replace(
+            config,
+            privacy=policy.over(config.privacy),
+            data=replace(config.data, volumes=volumes),
+            text=replace(config.text, cache_dir=str(cache_dir / "text")),
+        )
+    trainer = trainer_for(to_json(config))
     return Site(SiteEntry(name, manifests), config, trainer, open_records(config, manifests, cache_dir), policy)
 
 

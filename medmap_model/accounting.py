@@ -31,6 +31,8 @@ class Cost:
     epsilon: float = 0.0
 
     def __post_init__(self) -> None:
+        if not all(math.isfinite(x) and x >= 0 for x in (self.noise_multiplier, self.sample_rate, self.epsilon)):
+            raise ValueError(f"{self}: every number must be finite and not negative")
         gaussian, laplace = self.noise_multiplier > 0, self.epsilon > 0
         if gaussian == laplace or self.steps < 1 or not 0 < self.sample_rate <= 1:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Secret randomness for noise and sampling: seeded by the operating system, never by the training seed, never logged.
 
-`SecretRandom` draws from a ChaCha20 keystream (default on a CPU) or, faster and by choice, from a torch generator.
+`SecretRandom` draws from a ChaCha20 keystream (default on a CPU) or, faster and by choice, from NumPy's Philox generator, keyed
+by 128 secret bits. (torch's CPU generator looks at 32 bits of a seed, which an attacker can try one by one.)
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ class SecretRandom:
 
     def __init__(self, *, chacha: bool = True) -> None:
         self._stream = _Keystream() if chacha else None
-        self._generator = torch.Generator().manual_seed(secrets.randbits(63))
+        self._generator = np.random.Generator(np.random.Philox(key=secrets.randbits(128)))
 
     def normal(self, shape: torch.Size | tuple[int, ...], *, std: float) -> Tensor:
-        """Gaussian noise, float32 on the CPU. Each value is the sum of four normals, halved (arXiv 2107.10138)."""
+        """Gaussian noise, float64 on the CPU. Each value is the sum of four normals, halved (arXiv 2107.10138).
+
+        Add it in float64: rounded to float32 first, the grid that a sum can lie on would tell the exact sum.
+        """
         n = math.prod(shape)
-        out = np.empty(n, np.float32)
+        out = np.empty(n, np.float64)
         for start in range(0, n, _BLOCK):
             size = min(_BLOCK, n - start)
             drawn = sum(self._standard(size) for _ in range(_SUMMANDS)) / math.sqrt(_SUMMANDS)
@@ -48,14 +52,14 @@ class SecretRandom:
     def _uniform(self, n: int) -> np.ndarray:
         """(n,) float64 in [0, 1), 53 bits each."""
         if self._stream is None:
-            return torch.rand(n, generator=self._generator, dtype=torch.float64).numpy()
+            return self._generator.random(n)
         words = np.frombuffer(self._stream.read(8 * n), np.uint64)
         return (words >> np.uint64(11)) * 2.0**-53
 
     def _standard(self, n: int) -> np.ndarray:
-        """(n,) standard normals: Box and Muller (1958) on the keystream, or torch's."""
+        """(n,) standard normals: Box and Muller (1958) on the keystream, or NumPy's."""
         if self._stream is None:
-            return torch.randn(n, generator=self._generator, dtype=torch.float64).numpy()
+            return self._generator.standard_normal(n)
         half = (n + 1) // 2
         radius = np.sqrt(-2 * np.log1p(-self._uniform(half)))
         angle = 2 * np.pi * self._uniform(half)
@@ -68,7 +72,8 @@ class _Keystream:
     def __init__(self) -> None:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-        algorithm = algorithms.ChaCha20(secrets.token_bytes(32), secrets.token_bytes(16))
+        # The first four of the sixteen bytes are a counter: from 0 it lasts for 256 GiB, from anywhere it may run out.
+        algorithm = algorithms.ChaCha20(secrets.token_bytes(32), bytes(4) + secrets.token_bytes(12))
         self._cipher = Cipher(algorithm, mode=None).encryptor()
 
     def read(self, n: int) -> bytes:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from server.provision import commands
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -161,6 +163,10 @@ def validate(
     if status != "finished:completed" or not (output / FILE).is_file():
         _fail(f"the run ended with {status}: see the SuperLink's log")
     show(json.loads((output / FILE).read_text(encoding="utf-8")))
+
+
+for command in commands.ALL:
+    app.command()(command)
 
 
 def _fail(sentence: str) -> None:

@@ -20,6 +20,7 @@ from medmap_model.contract import STAGES
 from medmap_model.groups import layout
 from medmap_model.model import MedMAP
 
+LEAST_NOISE = 0.1
 _COUPLED = 1e-6  # in float64 a separable loss stays below 1e-12
 _PASSED: WeakKeyDictionary[nn.Module, set[tuple[str, str, tuple[str, ...]]]] = WeakKeyDictionary()
 
@@ -45,6 +46,11 @@ def check_settings(config: Config) -> None:
         (
             config.model.encoder.checkpointing,
             "model.encoder.checkpointing=true: gradients per patient cannot recompute activations; take false",
+        ),
+        (
+            0 < config.privacy.noise_multiplier < LEAST_NOISE,
+            f"privacy.noise_multiplier={config.privacy.noise_multiplier:g}: that is no privacy, and no accountant counts it; "
+            f"take {LEAST_NOISE:g} or more",
         ),
         (
             config.strategy.kind == "naive",

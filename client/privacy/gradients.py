@@ -19,6 +19,9 @@ from medmap_model.encoders import refuse_running_statistics
 Vectors = dict[str, Tensor]
 
 
+_LARGEST = 1e30  # of a norm over C: beyond, C / norm has too few bits in float32 to keep the bound
+
+
 class PatientGradients:
     """Clipped gradients of `loss(model, batch of one patient)` with respect to the named parameters.
 
@@ -67,11 +70,11 @@ class PatientGradients:
         return {name: torch.stack([g[name] for g in each]) for name in trained}
 
     def _factors(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """(patients,) float64: min(1, C / norm), and 0 where the norm is not finite."""
+        """(patients,) float64: min(1, C / norm), and 0 where the norm is not finite or a factor would be no normal float32."""
         squares = torch.stack([g.reshape(len(g), -1).double().square().sum(1) for g in gradients.values()]).sum(0)
         norm = squares.sqrt()
         factor = (self.clip_norm * (1 - 1e-6) / norm.clamp(min=1e-12)).clamp(max=1.0)
-        return torch.where(norm.isfinite(), factor, torch.zeros_like(norm))
+        return torch.where(norm <= _LARGEST * self.clip_norm, factor, torch.zeros_like(norm))
 
     def _split(self) -> tuple[Vectors, Vectors]:
         everything = {k: p.detach() for k, p in self.model.named_parameters()}

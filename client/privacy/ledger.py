@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from medmap_model.accounting import Cost, spent
+from medmap_model.contract import STAGES
 
 VERSION = 1
 _GENESIS = "0" * 64
@@ -127,15 +128,27 @@ class Ledger:
         body = {"key": asdict(key), "purpose": purpose, "cost": asdict(cost)}
         with self._transaction() as db:
             charges = self._charges(db)
+            self._check_schedule(charges, key, cost)
             open_ones = [c for c in charges if c.key == key and not c.released]
             if open_ones and open_ones[-1].cost == cost:
                 return self._head()
             after = spent([*(c.cost for c in charges), cost], delta=self.delta)
-            if after > self.epsilon:
+            if not after <= self.epsilon:  # what is not a number is no permission
                 raise BudgetExceeded(
                     f"{purpose}, {key.stage} round {key.round}: epsilon would reach {after:.3f} of {self.epsilon:g}"
                 )
             return self._append(db, "charge", body)
+
+    def _check_schedule(self, charges: list[Charge], key: Key, cost: Cost) -> None:
+        """The rounds of a run have one noise and one sampling rate: the accountant's bound is for what was fixed in advance."""
+        mine = (cost.noise_multiplier, cost.sample_rate)
+        for c in charges:
+            theirs = (c.cost.noise_multiplier, c.cost.sample_rate)
+            if c.key.run == key.run and {key.stage, c.key.stage} <= set(STAGES) and mine != theirs:
+                raise LedgerError(
+                    f"{key.stage} round {key.round}: noise {mine[0]:g} at rate {mine[1]:g}, but this run began with "
+                    f"{theirs[0]:g} at {theirs[1]:g}; a schedule is fixed before its first round"
+                )
 
     def release(self, key: Key) -> Receipt:
         """Mark that the reply to `key` is about to leave. Raises LedgerError for a key that was never charged."""

@@ -55,7 +55,8 @@ class PatientDPOptimizer(DPOptimizer):
         std = float(self.noise_multiplier) * float(self.max_grad_norm)
         for p in self.params:
             total: Any = p.summed_grad
-            p.grad = (total + self._secret.normal(total.shape, std=std).to(total)).to(p.dtype)
+            noisy = total.double() + self._secret.normal(total.shape, std=std).to(total.device)
+            p.grad = noisy.to(p.dtype)  # rounded afterwards: post-processing
 
     @property
     def accumulated_iterations(self) -> int:

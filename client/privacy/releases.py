@@ -14,6 +14,8 @@ from medmap_model.evaluation.metrics_case import build_case
 from medmap_model.randomness import SecretRandom
 from medmap_model.releases import released_classes
 
+_MOST = 2.0**31  # of a scale: beyond it, noise would have no low bits to hide a count in
+
 
 def score_histograms(
     labels: np.ndarray, probabilities: np.ndarray, *, bins: int, multi_label: bool = False
@@ -52,6 +54,8 @@ def release_scores(
 def with_noise(counts: np.ndarray, *, cost: Cost, cells: int, secret: SecretRandom, unit: int = 1) -> np.ndarray:
     """Counts with the noise that `cost` pays for; one patient moves at most `cells` of them by `unit` each. int64."""
     scale = noise_scale(cost, cells=cells, unit=unit)
+    if not 0 < scale < _MOST:
+        raise ValueError(f"noise of scale {scale:g} cannot be drawn exactly: ask for a larger epsilon")
     if cost.epsilon:
         return counts + secret.discrete_laplace(counts.shape, scale=scale)
     return counts + secret.normal(counts.shape, std=scale).numpy().round().astype(np.int64)

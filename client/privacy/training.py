@@ -114,7 +114,7 @@ class PrivateTrainer:
             merge(network, self.model)
 
     def _engine(self, network: MedMAP, names: list[str], records: SiteRecords, task: Task) -> PatientGradients:
-        privacy, organ = self.config.privacy, records.organs("train")[0]
+        privacy, organ = self.config.privacy, next(iter(network.vocabulary.organs))  # no word of the site's own
         trial = synthetic_batch(
             network,
             organ,

@@ -22,7 +22,10 @@ def write(folder: Path, text: str) -> Path:
 def test_what_is_not_said_has_a_default_and_paths_are_the_files_own(tmp_path):
     own = read_site(write(tmp_path, "manifest: data/manifest.csv\n"))
     assert own.manifest == tmp_path / "data" / "manifest.csv" and own.name == "data"
-    assert own.cache_dir == tmp_path / "data" / ".medmap-cache" and own.privacy == Privacy()
+    assert own.cache_dir == tmp_path / "data" / ".medmap-cache" and own.privacy == Privacy(required=False)
+    assert read_site(write(tmp_path, "manifest: /m.csv\nprivacy: {epsilon: 3}\n")).privacy.required, (
+        "a section means it"
+    )
     text = "manifest: /m.csv\nname: north\ncache_dir: c\nprivacy: {required: true, ledger: n.db, epsilon: 3, delta: 1e-6}\n"
     own = read_site(write(tmp_path, text))
     assert (own.name, own.manifest, own.cache_dir) == ("north", Path("/m.csv"), tmp_path / "c")

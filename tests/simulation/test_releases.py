@@ -236,3 +236,39 @@ def test_a_hidden_cohorts_number_is_what_updates_are_divided_by(tmp_path, hospit
         )
         site.train(start, Task("finetune", 0, 2, 0, run="r", message=str(told)))
     assert divisors == [0.5 * 37, 0.5 * 1], "never the exact 12"
+
+
+@pytest.mark.parametrize(
+    "asked", [{"epsilon": float("nan"), "noise_multiplier": 5.0}, {"epsilon": -1e6}, {"epsilon": 1e-30}]
+)
+def test_a_request_that_is_no_honest_cost_is_refused_and_nothing_is_charged(tmp_path, hospitals, cache, asked):
+    from client.problems import SiteError
+    from medmap_model.contract import Request
+
+    site = open_hidden(tmp_path, hospitals, cache)
+    with pytest.raises(SiteError) as refused:
+        site.release_cohort(Request(["brain"], **asked))
+    assert refused.value.code == "task" and site.ledger().charges() == []
+
+
+def test_a_failure_is_charged_like_an_answer_and_leaves_no_trace_in_the_model(tmp_path, hospitals, cache, monkeypatch):
+    from client.privacy.training import PrivateTrainer
+    from medmap_model.contract import Task
+
+    site = open_hidden(tmp_path, hospitals, cache)
+    start = pack(site.trainer.model, layout(site.trainer.model))
+    real = PrivateTrainer.train
+
+    def fails(self, *args, **more):
+        real(self, *args, **more)
+        raise OSError("a volume is gone")
+
+    monkeypatch.setattr(PrivateTrainer, "train", fails)
+    task = Task("finetune", 0, 2, 0, run="r", message="m")
+    for _ in range(2):
+        with pytest.raises(OSError, match="gone"):
+            site.train(start, task)
+    after = pack(site.trainer.model, layout(site.trainer.model))
+    assert all((after[g] == start[g]).all() for g in start)
+    trained = [c for c in site.ledger().charges() if c.key.message == "m"]
+    assert [c.released for c in trained] == [True, True], "a second try is charged anew"

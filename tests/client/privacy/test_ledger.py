@@ -44,7 +44,7 @@ def test_rounds_are_accepted_until_the_budget_and_a_refusal_writes_nothing(ledge
     assert len(ledger.charges()) == number and ledger.verify() == number
     assert 1.0 < ledger.spent() <= BUDGET
     assert ledger.spent() == pytest.approx(spent([Cost(3 * number, 4.0, 0.25)], delta=1e-5))
-    ledger.reserve(key(99), "a cheaper one", Cost(1, 90.0, 0.1))  # what fits still fits
+    ledger.reserve(key(99, run="b"), "a cheaper one", Cost(1, 90.0, 0.1))  # what fits still fits
 
 
 def test_a_repeated_message_is_charged_once_until_its_reply_has_left(ledger):
@@ -61,7 +61,7 @@ def test_a_repeated_message_is_charged_once_until_its_reply_has_left(ledger):
 
 def test_a_repeated_message_with_another_cost_is_charged(ledger):
     ledger.reserve(key(1), "training", STEP)
-    ledger.reserve(key(1), "training", Cost(3, 3.9, 0.25))
+    ledger.reserve(key(1), "training", Cost(4, STEP.noise_multiplier, STEP.sample_rate))
     assert len(ledger.charges()) == 2
 
 
@@ -256,3 +256,26 @@ def test_two_processes_cannot_overspend(ledger):
     taken = [int(child.communicate(timeout=120)[0]) for child in children]
     assert len(ledger.charges()) == sum(taken) < 16
     assert ledger.spent() <= BUDGET < ledger.spent(Cost(3, 3.0, 0.25))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -1e6, float("inf")])
+def test_a_cost_that_is_no_number_is_none_and_not_a_number_is_no_permission(ledger, monkeypatch, bad):
+    for made in (
+        lambda: Cost(1, noise_multiplier=5.0, epsilon=bad),
+        lambda: Cost(1, noise_multiplier=bad, epsilon=1.0),
+    ):
+        with pytest.raises(ValueError, match="finite and not negative"):
+            made()
+    monkeypatch.setattr("client.privacy.ledger.spent", lambda *a, **k: float("nan"))
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(key(1), "training", STEP)
+    assert ledger.verify() == 0
+
+
+def test_a_runs_schedule_is_fixed_before_its_first_round(ledger):
+    ledger.reserve(key(1), "training", STEP)
+    with pytest.raises(LedgerError, match="fixed before its first round"):
+        ledger.reserve(key(2), "training", Cost(3, STEP.noise_multiplier * 2, STEP.sample_rate))
+    ledger.reserve(Key("a", "validation", 0, "v"), "validation", Cost(1, epsilon=0.01))
+    ledger.reserve(Key("another", "finetune", 0, "x"), "training", Cost(3, 9.0, 0.1))
+    assert len(ledger.charges()) == 3

@@ -168,3 +168,25 @@ def test_the_check_passes_independent_vectors_and_sees_any_one_related_pair():
         wrong = vectors.clone()
         wrong[i] = vectors[i] + vectors[j]
         assert not are_unrelated(wrong)
+
+
+def test_noise_is_added_in_float64_and_rounded_once():
+    """Rounded to float32 before, only some sums would be possible for a value of a coordinate: they would tell it."""
+    noise = SecretRandom(chacha=False).normal((10_000,), std=1.5)
+    assert noise.dtype == torch.float64 and (noise == noise.float().double()).double().mean() < 0.01
+
+    class Fixed:
+        def normal(self, shape, *, std):
+            return torch.full(shape, 2.0**-24 + 2.0**-50, dtype=torch.float64)
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = PatientDPOptimizer(
+        torch.optim.SGD([parameter], lr=1.0), noise_multiplier=1.0, clip_norm=1.0, expected_patients=1.0, secret=Fixed()
+    )
+    optimizer.step_on({"w": torch.ones(1)}, {"w": parameter})
+    assert parameter.item() == -(1 + 2.0**-23), "float32 noise would have been half a step, and rounded away"
+
+
+def test_the_keystream_starts_its_counter_at_0_and_so_never_runs_out(monkeypatch):
+    monkeypatch.setattr("medmap_model.randomness.secrets.token_bytes", lambda n: b"\xff" * n)
+    assert SecretRandom().normal((1000,), std=1.0).isfinite().all()

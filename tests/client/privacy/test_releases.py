@@ -117,3 +117,9 @@ def test_curves_come_with_the_figures():
         assert row["observed"] == pytest.approx(labels[mine].mean())
         assert row["observed_ci"][0] <= row["observed"] <= row["observed_ci"][1]
     assert told["prevalence"] == pytest.approx((labels == 1).mean())
+
+
+def test_noise_too_large_to_be_drawn_exactly_is_refused():
+    for cost in (Cost(1, epsilon=1e-30), Cost(1, noise_multiplier=1e30)):
+        with pytest.raises(ValueError, match="cannot be drawn exactly"):
+            with_noise(np.array([[3, 4]]), cost=cost, cells=1, secret=SecretRandom())

@@ -171,7 +171,7 @@ def test_a_history_says_the_same_read_by_another_process_and_merged_from_parts(t
     )  # fmt: skip
     assert child.stdout.split() == [repr(expected), str(len(whole))]
 
-    parts = kept(tmp_path / "1.db", STAGE_1, "pretrain"), kept(tmp_path / "2.db", STAGE_2, "finetune")
+    parts = kept(tmp_path / "1.db", STAGE_1, "first"), kept(tmp_path / "2.db", STAGE_2, "second")
     merged = [c.cost for part in reversed(parts) for c in part.charges()]
     assert spent(merged, delta=DELTA) == expected
     apart = [part.spent() for part in parts]
