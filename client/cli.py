@@ -201,7 +201,9 @@ def request(
         path, fingerprint = make(name, kit)
     except KitError as error:
         _fail(str(error))
-    print(f"send {path} to the coordinator (no secret is in it), and read them this fingerprint by phone:\n{fingerprint}")
+    print(
+        f"send {path} to the coordinator (no secret is in it), and read them this fingerprint by phone:\n{fingerprint}"
+    )
 
 
 @app.command()

@@ -48,12 +48,14 @@ def verify(kit: Path, *, fingerprint: str | None = None, now: dt.datetime | None
     authority = read_certificate(kit / AUTHORITY)
     shown = certificate_fingerprint(authority)
     if fingerprint is not None and _hex(fingerprint) != _hex(shown):
-        raise KitError(f"{kit} is of an authority with the fingerprint {shown}, not the one you gave: ask the coordinator")
+        raise KitError(
+            f"{kit} is of an authority with the fingerprint {shown}, not the one you gave: ask the coordinator"
+        )
     _check_files(kit, authority)
-    found = Verified(shown)
-    _check_dates(authority, kit / AUTHORITY, found, now or dt.datetime.now(dt.timezone.utc))
+    found, now = Verified(shown), now or dt.datetime.now(dt.UTC)
+    _check_dates(authority, kit / AUTHORITY, found, now)
     for key, certificate in _PAIRS:
-        _check_pair(kit / key, kit / certificate, authority, found, now or dt.datetime.now(dt.timezone.utc))
+        _check_pair(kit / key, kit / certificate, authority, found, now)
     if (kit / "site.yaml").is_file():
         from client.policy import read_site
 
@@ -65,20 +67,26 @@ def _check_files(kit: Path, authority: x509.Certificate) -> None:
     try:
         manifest, signature = (kit / MANIFEST).read_bytes(), (kit / SIGNATURE).read_bytes()
     except OSError:
-        raise KitError(f"{kit} is no kit (no {MANIFEST}, or no {SIGNATURE}): give the folder that you unpacked") from None
+        raise KitError(
+            f"{kit} is no kit (no {MANIFEST}, or no {SIGNATURE}): give the folder that you unpacked"
+        ) from None
     key = authority.public_key()
     try:
         assert isinstance(key, ec.EllipticCurvePublicKey)
         key.verify(signature, manifest, SIGNING)
     except (InvalidSignature, AssertionError):
-        raise KitError(f"{kit / MANIFEST} is not what the authority signed: do not use this kit, ask for it again") from None
-    listed = dict(reversed(line.split("  ", 1)) for line in manifest.decode().splitlines())
-    for name, digest in listed.items():
+        raise KitError(
+            f"{kit / MANIFEST} is not what the authority signed: do not use this kit, ask for it again"
+        ) from None
+    for line in manifest.decode().splitlines():
+        digest, _, name = line.partition("  ")
         path = kit / name
         if not path.is_file():
             raise KitError(f"{path} is missing: unpack the kit again")
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise KitError(f"{path} was changed since the kit was made: unpack the kit again, and keep changes elsewhere")
+            raise KitError(
+                f"{path} was changed since the kit was made: unpack the kit again, and keep changes elsewhere"
+            )
 
 
 def _check_dates(certificate: x509.Certificate, path: Path, found: Verified, now: dt.datetime) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _SUMMANDS = 4  # normals averaged per draw: hides the last bits that a float reveals (Holohan and Braghin 2021)
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16  # values at a time: what they need stays in a core's cache
 
 
 class SecretRandom:
@@ -30,12 +30,12 @@ class SecretRandom:
         Add it in float64: rounded to float32 first, the grid that a sum can lie on would tell the exact sum.
         """
         n = math.prod(shape)
-        out = np.empty(n, np.float64)
+        out = torch.zeros(n, dtype=torch.float64)
         for start in range(0, n, _BLOCK):
-            size = min(_BLOCK, n - start)
-            drawn = sum(self._standard(size) for _ in range(_SUMMANDS)) / math.sqrt(_SUMMANDS)
-            out[start : start + size] = std * drawn
-        return torch.from_numpy(out).view(shape)
+            part = out[start : start + _BLOCK]
+            for _ in range(_SUMMANDS):
+                part += self._standard(len(part))
+        return out.mul_(std / math.sqrt(_SUMMANDS)).view(shape)
 
     def sample(self, n: int, *, rate: float) -> Tensor:
         """(n,) bool: each is in with probability `rate`, independently (Poisson sampling). Raises ValueError."""
@@ -53,17 +53,17 @@ class SecretRandom:
         """(n,) float64 in [0, 1), 53 bits each."""
         if self._stream is None:
             return self._generator.random(n)
-        words = np.frombuffer(self._stream.read(8 * n), np.uint64)
-        return (words >> np.uint64(11)) * 2.0**-53
+        words = np.frombuffer(self._stream.read(8 * n), np.uint64) >> np.uint64(11)
+        return words * 2.0**-53
 
-    def _standard(self, n: int) -> np.ndarray:
+    def _standard(self, n: int) -> Tensor:
         """(n,) standard normals: Box and Muller (1958) on the keystream, or NumPy's."""
         if self._stream is None:
-            return self._generator.standard_normal(n)
+            return torch.from_numpy(self._generator.standard_normal(n))
         half = (n + 1) // 2
-        radius = np.sqrt(-2 * np.log1p(-self._uniform(half)))
-        angle = 2 * np.pi * self._uniform(half)
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
+        first, second = (torch.from_numpy(self._uniform(half)) for _ in range(2))
+        radius, angle = first.neg_().log1p_().mul_(-2).sqrt_(), second.mul_(2 * math.pi)
+        return torch.cat([radius * angle.cos(), radius * angle.sin()])[:n]
 
 
 class _Keystream:

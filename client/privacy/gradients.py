@@ -49,7 +49,7 @@ class PatientGradients:
             factor = self._factors(gradients)
             for name, g in gradients.items():
                 clean = torch.nan_to_num(g.float(), 0.0, 0.0, 0.0)
-                total[name] += torch.einsum("i,i...->...", factor.to(clean.dtype), clean)
+                total[name].view(-1).addmv_(clean.reshape(len(clean), -1).T, factor.to(clean.dtype))
         return total
 
     def each(self, batch: Batch) -> Vectors:
@@ -71,8 +71,10 @@ class PatientGradients:
 
     def _factors(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """(patients,) float64: min(1, C / norm), and 0 where the norm is not finite or a factor would be no normal float32."""
-        squares = torch.stack([g.reshape(len(g), -1).double().square().sum(1) for g in gradients.values()]).sum(0)
-        norm = squares.sqrt()
+        norms = [
+            torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=torch.float64) for g in gradients.values()
+        ]
+        norm = torch.stack(norms).norm(dim=0)
         factor = (self.clip_norm * (1 - 1e-6) / norm.clamp(min=1e-12)).clamp(max=1.0)
         return torch.where(norm <= _LARGEST * self.clip_norm, factor, torch.zeros_like(norm))
 
