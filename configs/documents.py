@@ -1,8 +1,8 @@
 """YAML that people write by hand (site.yaml, federation.yaml), read into dataclasses; a mistake is one sentence with its line.
 
 A field is a text, a whole number, a number, true/false, a path (relative to the file), a dataclass, a list (tuple) of those, or
-`None |` one of those. `configs.schema.setting` gives its meaning and its range; one without a default is required. A field's metadata
-may hold a `pattern` (of a text) and `unique` (of a list: the setting in which its entries differ) as well.
+`None |` one of those. `configs.schema.setting` gives its meaning and its range; one without a default is required.
+Its metadata may hold a `pattern` (of a text) and `unique` (of a list: the setting in which its entries differ) as well.
 """
 
 from __future__ import annotations

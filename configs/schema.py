@@ -356,7 +356,12 @@ class PrivacyConfig:
         0.5, "chance of each patient to be in a step (Poisson sampling)", minimum=1e-6, maximum=1
     )
     steps: int = setting(3, "noisy steps per round", minimum=1, maximum=100_000)
-    lr: float = setting(1.0, "peak learning rate of SGD on noisy gradients", minimum=1e-8, maximum=1000)
+    optimizer: str = setting(
+        "sgd",
+        "what steps on the noisy gradients, afresh each round; adam: a rate around 0.003",
+        choices=("sgd", "adam"),
+    )
+    lr: float = setting(1.0, "its peak learning rate", minimum=1e-8, maximum=1000)
     trainable: str = setting(
         "all",
         "what trains under privacy: fewer parameters, less noise",

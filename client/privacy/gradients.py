@@ -47,9 +47,12 @@ class PatientGradients:
             part = tensors(batch.rows(slice(start, start + max(1, self.chunk))))
             gradients = self._gradients(trained, constants, part, batch.organ)
             factor = self._factors(gradients)
+            counts = factor > 0  # no product for the others: 0 * nan is nan
             for name, g in gradients.items():
-                clean = torch.nan_to_num(g.float(), 0.0, 0.0, 0.0)
-                total[name].view(-1).addmv_(clean.reshape(len(clean), -1).T, factor.to(clean.dtype))
+                rows = g if counts.all() else g[counts]
+                total[name].view(-1).addmv_(
+                    rows.float().reshape(len(rows), total[name].numel()).T, factor[counts].float()
+                )
         return total
 
     def each(self, batch: Batch) -> Vectors:

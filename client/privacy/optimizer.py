@@ -53,10 +53,13 @@ class PatientDPOptimizer(DPOptimizer):
     def add_noise(self) -> None:
         """Gaussian noise of noise_multiplier * clip_norm on every coordinate, whether or not anybody was drawn."""
         std = float(self.noise_multiplier) * float(self.max_grad_norm)
-        for p in self.params:
+        sizes = [p.numel() for p in self.params]
+        noise = self._secret.normal((sum(sizes),), std=std).split(sizes)  # drawn once: many layers are small
+        for p, drawn in zip(self.params, noise, strict=True):
             total: Any = p.summed_grad
-            noisy = total.double() + self._secret.normal(total.shape, std=std).to(total.device)
-            p.grad = noisy.to(p.dtype)  # rounded afterwards: post-processing
+            p.grad = (total.double() + drawn.to(total.device).view_as(total)).to(
+                p.dtype
+            )  # rounded last: post-processing
 
     @property
     def accumulated_iterations(self) -> int:

@@ -27,6 +27,10 @@ from medmap_model.groups import group_of
 from medmap_model.model import MedMAP
 from medmap_model.randomness import SecretRandom
 
+_OPTIMIZERS: dict[str, type[torch.optim.SGD] | type[torch.optim.Adam]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,  # its moments are of noisy gradients alone: post-processing
+}
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm3d)
 
 
@@ -94,7 +98,7 @@ class PrivateTrainer:
             parameter.requires_grad_()  # peft has frozen the heads
         patients = records.patients("train")
         optimizer = PatientDPOptimizer(
-            torch.optim.SGD(named.values(), lr=self._learning_rate(task)),
+            _OPTIMIZERS[privacy.optimizer](named.values(), lr=self._learning_rate(task)),
             noise_multiplier=privacy.noise_multiplier,
             clip_norm=privacy.clip_norm,
             expected_patients=privacy.sample_rate * (cohort or patients),

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -51,8 +52,15 @@ class Host:
         return self
 
 
-def processes_of(folder: Path) -> list[str]:
-    """Flower's and nginx's processes that work in or below a folder."""
+def processes_of(folder: Path, *, wait_s: float = 10) -> list[str]:
+    """Flower's and nginx's processes that work in or below a folder and are still there after wait_s."""
+    end = time.monotonic() + wait_s
+    while (found := _processes(folder)) and time.monotonic() < end:
+        time.sleep(0.2)
+    return found
+
+
+def _processes(folder: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -228,8 +236,8 @@ def test_the_nginx_configuration_passes_the_fleet_api_and_nothing_else(tmp_path)
 @pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
 def test_through_a_real_nginx_sites_join_and_the_control_api_is_shut(coordinator, port):
     server, door = Host(coordinator.kits / "server", port), free_port()
-    conf = server.kit / "nginx.conf"
-    conf.write_text(conf.read_text().replace("listen 9443", f"listen 127.0.0.1:{door}"))
+    conf = server.kit / "here.conf"
+    conf.write_text((server.kit / "nginx.conf").read_text().replace("listen 9443", f"listen 127.0.0.1:{door}"))
     (server.kit / "nginx-tmp").mkdir()
     command = ["nginx", "-p", str(server.kit), "-c", str(conf)]
     subprocess.run(command, env=server.env, capture_output=True, timeout=30, check=True)
@@ -242,6 +250,11 @@ def test_through_a_real_nginx_sites_join_and_the_control_api_is_shut(coordinator
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(f"https://localhost:{door}{path}", data=b"", context=trust, timeout=20)
             assert refused.value.code == 403, path
+        # A piece of a model, as large as Flower sends: nginx passes it, and the SuperLink refuses it as nobody signed it.
+        piece = urllib.request.Request(f"https://localhost:{door}/v1/fleet/push-object", data=bytes(5 << 20))
+        with pytest.raises(urllib.error.HTTPError) as unsigned:
+            urllib.request.urlopen(piece, context=trust, timeout=20)
+        assert 400 <= unsigned.value.code < 500 and unsigned.value.code != 413 and b"nginx" not in unsigned.value.read()
         site = Host(coordinator.kits / "north", door).ready()
         begun = site.run("start.sh")
         assert begun.returncode == 0, begun.stdout + begun.stderr

@@ -270,3 +270,34 @@ def test_other_ways_to_draw_are_told_from_it():
     assert fair(shuffled, rate) == {"pairs", "sizes", "steps"}
     assert fair(families, rate) >= {"pairs", "sizes"}
     assert "rate" in fair(rng.random((steps, n)) < 0.2, rate)
+
+
+def test_adam_steps_on_the_same_noisy_gradients(tmp_path, hospitals, cache, monkeypatch):
+    """Its moments hold nothing but what the noise is in: what reaches the optimiser is a noisy sum for either."""
+    import torch
+
+    import client.privacy.training as training
+
+    seen: dict[str, list[float]] = {}
+    for name in ("sgd", "adam"):
+        made, kept = training._OPTIMIZERS[name], []
+        seen[name] = kept
+
+        class Watching(made):
+            def step(self, closure=None, kept=kept):
+                kept.append(float(torch.cat([p.grad.flatten() for g in self.param_groups for p in g["params"]]).std()))
+                return super().step(closure)
+
+        monkeypatch.setitem(training._OPTIMIZERS, name, Watching)
+        rate = {"sgd": "1", "adam": "0.003"}[name]
+        settings = (
+            f"privacy.optimizer={name}",
+            f"privacy.lr={rate}",
+            "privacy.sample_rate=0.05",
+            "stage.finetune.rounds=1",
+        )
+        run(tmp_path / name, hospitals, cache, *settings)
+    assert len(seen["sgd"]) == len(seen["adam"]) == 4
+    # Noise of 3 x C over an expected 0.05 x 12 patients, whoever was drawn; the clipped signal is far below it.
+    assert np.mean(seen["sgd"]) == pytest.approx(3 * 0.5 / 0.6, rel=0.02)
+    assert np.mean(seen["adam"]) == pytest.approx(3 * 0.5 / 0.6, rel=0.02)

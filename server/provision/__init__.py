@@ -1,0 +1,1 @@
+"""From a federation.yaml to what every host needs: a certificate authority, certificates, and a kit per site and server."""

@@ -1,0 +1,2 @@
+: "${PROGRAM:=flower-superlink}"
+: "${SUPERLINK_PORT:=@superlink_port@}"  # on the loopback only: who reaches it directly can start runs at every hospital
