@@ -33,7 +33,7 @@ def submit(app: Path, superlink: str | None, values: Mapping[str, str], *, feder
         command = ["run", str(app.absolute()), *([superlink] if superlink else []), "--run-config", str(config)]
         if federation:
             command += ["--federation-config", federation]
-        told = _flwr(*command, "--format", "json", folder=empty)
+        told = flwr(*command, "--format", "json", folder=empty)
     return int(told["run-id"])
 
 
@@ -41,7 +41,7 @@ def wait(run: int, superlink: str | None = None, *, every_s: float = 3, tell: Ca
     """Flower's status of the run when it has ended, such as `finished:completed`. Raises FlowerError."""
     last = ""
     while True:
-        told = _flwr("list", *([superlink] if superlink else []), "--run-id", str(run), "--format", "json")
+        told = flwr("list", *([superlink] if superlink else []), "--run-id", str(run), "--format", "json")
         status = str(told["runs"][0]["status"])
         if status != last:
             tell(f"run {run}: {status}")
@@ -51,7 +51,8 @@ def wait(run: int, superlink: str | None = None, *, every_s: float = 3, tell: Ca
         time.sleep(every_s)
 
 
-def _flwr(*arguments: str, folder: str | None = None) -> dict[str, Any]:
+def flwr(*arguments: str, folder: str | None = None) -> dict[str, Any]:
+    """One command of Flower's, and the JSON that it prints. Raises FlowerError with its last words."""
     command = [str(Path(sys.executable).parent / "flwr"), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False)
     try:

@@ -151,12 +151,12 @@ def admit(kit: Annotated[Path, typer.Argument(help="The server's kit, on the ser
     with _sentences():
         import os
 
-        from server.flower import FlowerError, _flwr
+        from server.flower import FlowerError, flwr
         from server.provision.nodes import admit as enforce
 
         os.environ.setdefault("FLWR_HOME", str((kit / "flower").absolute()))
         try:
-            admissions = enforce(kit, _flwr)
+            admissions = enforce(kit, flwr)
         except FlowerError as error:
             _fail(f"{error}: is the SuperLink of {kit} running?")
         for a in admissions:
