@@ -24,7 +24,7 @@ smoke: setup
 
 test: setup
 	@bash scripts/install_chromium.sh
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: setup
 	$(BIN)/python -m pytest -m "not slow"
