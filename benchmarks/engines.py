@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SType
 
 from configs import load, load_vocabulary
 from medmap_model.contract import Card, decode_vector, encode_vector
 from medmap_model.groups import group_names
+from server.exchange import record
 from server.rounds import Federation
 from simulation.engines import InProcessGrid, run_ray
 
@@ -39,7 +39,7 @@ def client() -> ClientApp:
     def query(msg: Message, context: Context) -> Message:
         name = f"h{context.node_config['partition-id']}"
         card = Card(name, dict.fromkeys(MODALITIES, 10), {"brain": 10}, {"train": 10}, vocabulary.hash, "none")
-        return Message(RecordDict({"card": ConfigRecord({"card": json.dumps(card.to_dict())})}), reply_to=msg)
+        return Message(RecordDict({"card": record("card", card)}), reply_to=msg)
 
     @app.train()
     def train(msg: Message, context: Context) -> Message:

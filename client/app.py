@@ -7,7 +7,6 @@ import json
 import logging
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +98,13 @@ def _vectors(msg: Message) -> dict:
     return {str(k): contract.decode_vector(v.data) for k, v in record.items()}
 
 
-def _task(msg: Message) -> Task:
-    return Task(**json.loads(str(msg.content[contract.TASK][contract.TASK])))
+def _record(name: str, value: Any) -> ConfigRecord:
+    """A value as JSON, in the one field of a record; both have that name."""
+    return ConfigRecord({name: contract.to_json(value)})
+
+
+def _read(msg: Message, name: str) -> dict[str, Any]:
+    return dict(json.loads(str(msg.content[name][name])))
 
 
 @app.query()
@@ -112,8 +116,7 @@ def query(msg: Message, context: Context) -> RecordDict:
     if real and (problems := site.records.problems):  # by row: a problem's own words name patients
         rows = ", ".join(str(p.row) for p in problems if p.row is not None)
         log.warning("%d problems left volumes out (rows %s): see `medmap-client check`", len(problems), rows or "-")
-    card = site.card()
-    return RecordDict({contract.CARD: ConfigRecord({contract.CARD: json.dumps(card.to_dict())})})
+    return RecordDict({contract.CARD: _record(contract.CARD, site.card())})
 
 
 def _secure_step(
@@ -122,9 +125,9 @@ def _secure_step(
     from client.site import run_config
 
     secure = _secure(context, _strategy(run_config(context.run_config)))
-    answer = step(secure, _secure_body(msg))
+    answer = step(secure, _read(msg, contract.SECURE))
     _remember(context, secure)
-    return RecordDict({contract.SECURE: ConfigRecord({contract.SECURE: json.dumps(answer)})})
+    return RecordDict({contract.SECURE: _record(contract.SECURE, answer)})
 
 
 @functools.lru_cache(maxsize=4)
@@ -145,11 +148,7 @@ def _secure(context: Context, strategy: StrategyConfig) -> SecureSite:
 
 
 def _remember(context: Context, secure: SecureSite) -> None:
-    context.state[contract.SECURE] = ConfigRecord({contract.SECURE: json.dumps(secure.state)})
-
-
-def _secure_body(msg: Message) -> dict[str, Any]:
-    return dict(json.loads(str(msg.content[contract.SECURE][contract.SECURE])))
+    context.state[contract.SECURE] = _record(contract.SECURE, secure.state)
 
 
 @app.query("secure_keys")
@@ -181,10 +180,10 @@ def secure_unmask(msg: Message, context: Context) -> RecordDict:
 
 def _train(site: Site, msg: Message, context: Context) -> tuple[Mapping[str, np.ndarray], Figures]:
     """The update and its figures; masked when the federation aggregates securely, and then never otherwise."""
-    received, task = _vectors(msg), _task(msg)
+    received, task = _vectors(msg), Task(**_read(msg, contract.TASK))
     if not site.config.strategy.secure_aggregation:
         return site.train(received, task)
-    secure, body = _secure(context, site.config.strategy), _secure_body(msg)
+    secure, body = _secure(context, site.config.strategy), _read(msg, contract.SECURE)
     groups = list(body["weights"])
     secure.admit(body, groups)
     _remember(context, secure)
@@ -217,7 +216,7 @@ def train(msg: Message, context: Context) -> RecordDict:
 @guarded
 def evaluate(msg: Message, context: Context) -> RecordDict:
     """Validate the model as received."""
-    figures = _site(context).evaluate(_vectors(msg), _task(msg))
+    figures = _site(context).evaluate(_vectors(msg), Task(**_read(msg, contract.TASK)))
     return RecordDict({contract.METRICS_RECORD: MetricRecord(dict(figures.known()))})
 
 
@@ -226,7 +225,7 @@ def evaluate(msg: Message, context: Context) -> RecordDict:
 def scores(msg: Message, context: Context) -> RecordDict:
     """A noisy histogram of the model's scores."""
     site = _site(context)
-    return _released(site, site.release_scores(_vectors(msg), _request(msg)))
+    return _released(site, site.release_scores(_vectors(msg), Request(**_read(msg, contract.REQUEST))))
 
 
 @app.query("cohort")
@@ -234,21 +233,12 @@ def scores(msg: Message, context: Context) -> RecordDict:
 def cohort(msg: Message, context: Context) -> RecordDict:
     """Noisy statistics of the training patients."""
     site = _site(context)
-    return _released(site, site.release_cohort(_request(msg)))
-
-
-def _request(msg: Message) -> Request:
-    return Request(**json.loads(str(msg.content[contract.REQUEST][contract.REQUEST])))
+    return _released(site, site.release_cohort(Request(**_read(msg, contract.REQUEST))))
 
 
 def _released(site: Site, tables: dict) -> RecordDict:
-    return RecordDict(
-        {
-            contract.RELEASE: ConfigRecord({contract.RELEASE: json.dumps(tables)}),
-            contract.RECEIPT: _receipt(site),
-        }
-    )
+    return RecordDict({contract.RELEASE: _record(contract.RELEASE, tables), contract.RECEIPT: _receipt(site)})
 
 
 def _receipt(site: Site) -> ConfigRecord:
-    return ConfigRecord({contract.RECEIPT: json.dumps(asdict(site.ledger().receipt()))})
+    return _record(contract.RECEIPT, site.ledger().receipt())

@@ -8,7 +8,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from configs.kits import HASH, NODE_KEY, KitError, key_fingerprint, named, new_key, openssh, write_private
+from configs.kits import HASH, NAME, NODE_KEY, KitError, key_fingerprint, named, new_key, openssh, write_private
 
 
 def request(name: str, folder: Path) -> tuple[Path, str]:
@@ -16,7 +16,7 @@ def request(name: str, folder: Path) -> tuple[Path, str]:
 
     Raises KitError for a name that no site can have, and where there is a key already: a second one would lock the site out.
     """
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", name):
+    if not re.fullmatch(NAME, name):
         raise KitError(
             f"'{name}' is not the name of a site: take the one in the kit's README (small letters, digits, hyphens)"
         )

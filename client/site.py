@@ -138,7 +138,11 @@ class Site:
         mine = set(owned(self.vocabulary, size.volumes, size.studies, task.stage, self.trunks)) & set(vectors)
         key = Key(task.run, task.stage, task.round, task.message)
         with self._charged(key, f"training, {task.stage}", cost_of_round(self.privacy), task.receipt):
-            PrivateTrainer(self.trainer).train(self.records, task, mine, cohort=max(1, size.splits.get("train", 0)))
+            try:
+                PrivateTrainer(self.trainer).train(self.records, task, mine, cohort=max(1, size.splits.get("train", 0)))
+            except Exception:
+                unpack(self.trainer.model, vectors)  # nothing stays of patients whose round has failed
+                raise
             return pack(self.trainer.model, vectors)
 
     def release_scores(self, vectors: Mapping[str, np.ndarray], request: Request) -> dict[str, Any]:
@@ -207,7 +211,7 @@ class Site:
         splits = (self.ledger().recall("cohort") or {}).get("splits", {}) if hidden else self.records.splits()
         if self.privacy.delta * sum(splits.values()) >= 1:
             raise SiteError("policy", f"delta {self.privacy.delta:g} is not below 1 / patients: take a smaller one")
-        return charged(self.ledger(), self.trainer.model, key, purpose, cost, receipt)
+        return charged(self.ledger(), key, purpose, cost, receipt)
 
     def evaluate(self, vectors: Mapping[str, np.ndarray], task: Task) -> Figures:
         """Validate the model as received; under privacy a figure would be a release of its own: there is none."""

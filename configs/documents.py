@@ -17,7 +17,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from configs.schema import ConfigError
+from configs.schema import ConfigError, misfit
 
 T = TypeVar("T")
 _WORDS = {str: "a text", int: "a whole number", float: "a number"}
@@ -105,7 +105,11 @@ def _value(node: yaml.Node, hint: Any, field: Field[Any], path: Path, where: str
     if not isinstance(node, yaml.ScalarNode):
         raise ConfigError(f"{where}: write one value, not a list or a group")
     value = _scalar(node, inner, where)
-    _check(value, field, where)
+    pattern = field.metadata.get("pattern")
+    if pattern and not re.fullmatch(pattern, value):
+        raise ConfigError(f"{where}: {value!r} cannot be used, give {field.metadata['help']}")
+    if wrong := misfit(value, field.metadata):
+        raise ConfigError(f"{where}: {node.value} {wrong}")
     return path.parent / value if inner is Path else value
 
 
@@ -120,16 +124,6 @@ def _scalar(node: yaml.ScalarNode, kind: type, where: str) -> Any:
         except ValueError:
             raise ConfigError(f"{where}: {node.value!r} is not {_WORDS[kind]}") from None
     return node.value  # as written: a site called `no` is no boolean
-
-
-def _check(value: Any, field: Field[Any], where: str) -> None:
-    choices, low, high, pattern = (field.metadata.get(k) for k in ("choices", "minimum", "maximum", "pattern"))
-    if pattern and not re.fullmatch(pattern, value):
-        raise ConfigError(f"{where}: {value!r} cannot be used, give {field.metadata['help']}")
-    if choices and value not in choices:
-        raise ConfigError(f"{where}: {value} is not a choice, take one of {', '.join(choices)}")
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        raise ConfigError(f"{where}: {value:g} is out of range, take {low:g} to {high:g}")
 
 
 def _check_unique(values: list[Any], field: Field[Any], lines: list[str]) -> None:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+NAME = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"  # of a federation or a site
 MANIFEST = "MANIFEST"
 SIGNATURE = "MANIFEST.sig"
 AUTHORITY = "ca.crt"

@@ -6,6 +6,7 @@ an unknown key, a wrong type or a value out of range is one line naming the key,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ def setting(
     default: Any,
     help: str = "",
     *,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[Any, ...] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Any:
@@ -313,7 +314,9 @@ class StrategyConfig:
     secure_clip: float = setting(
         1.0, "largest change of a parameter in a round; what is beyond is cut", minimum=1e-6, maximum=1e6
     )
-    secure_bits: int = setting(32, "of a masked number: 32, or 16 for half the traffic and a coarser sum")
+    secure_bits: int = setting(
+        32, "of a masked number: 32, or 16 for half the traffic and a coarser sum", choices=(16, 32)
+    )
     secure_timeout_s: float = setting(120, "an exchange of keys or shares waits no longer than this", minimum=1)
     site_clip: float = setting(
         0.0, "largest norm of a site's whole update, sites weighing alike; the server sees to it; 0: off", minimum=0
@@ -335,8 +338,6 @@ class StrategyConfig:
                 f"strategy.site_noise_multiplier={self.site_noise_multiplier:g} is measured in strategy.site_clip, "
                 "which is off: take a site_clip above 0"
             )
-        if self.secure_bits not in (16, 32):
-            raise ConfigError(f"strategy.secure_bits={self.secure_bits} is not a choice: take one of 16, 32")
 
 
 @dataclass
@@ -449,15 +450,20 @@ def check(config: Any, path: str = "") -> None:
         if is_dataclass(value):
             check(value, f"{key}.")
             continue
-        choices, low, high = (f.metadata.get(k) for k in ("choices", "minimum", "maximum"))
         for v in value if isinstance(value, list) else [value]:
-            if choices and v not in choices:
-                raise ConfigError(f"{key}={v} is not a choice: take one of {', '.join(choices)}")
-            if v is None or (low is None and high is None):
-                continue
-            if (low is not None and not v >= low) or (high is not None and not v <= high):
-                span = f"{low:g} to {high:g}" if high is not None and low is not None else f"{low:g} or more"
-                raise ConfigError(f"{key}={v} is out of range: take {span} ({f.metadata['help']})")
+            if wrong := misfit(v, f.metadata):
+                raise ConfigError(f"{key}={v} {wrong}")
+
+
+def misfit(value: Any, said: Mapping[str, Any]) -> str | None:
+    """Why a value is not one that `setting` allows, and what to take; None when it is. said: the field's metadata."""
+    choices, low, high = (said.get(k) for k in ("choices", "minimum", "maximum"))
+    if choices and value not in choices:
+        return f"is not a choice: take one of {', '.join(map(str, choices))}"
+    if value is None or ((low is None or value >= low) and (high is None or value <= high)):
+        return None
+    span = f"{low:g} to {high:g}" if high is not None and low is not None else f"{low:g} or more"
+    return f"is out of range: take {span} ({said['help']})"
 
 
 def default_of(f: Any) -> Any:

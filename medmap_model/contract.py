@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import functools
 import io
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,6 @@ class Task:
     receipt: dict[str, Any] | None = None
     version: int = VERSION
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe form."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Request:
@@ -120,10 +117,6 @@ class Request:
     receipt: dict[str, Any] | None = None
     version: int = VERSION
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe form."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Card:
@@ -140,9 +133,10 @@ class Card:
     text_hash: str
     version: int = VERSION
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe form."""
-        return asdict(self)
+
+def to_json(value: Any) -> str:
+    """A Task, Request, Card or any JSON-safe value, as it stands in a record's one field."""
+    return json.dumps(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value)
 
 
 def encode_vector(vector: np.ndarray) -> bytes:

@@ -10,7 +10,7 @@ import json
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -78,7 +78,8 @@ def federate(
 def main(grid: Grid, context: Context) -> None:
     """The whole federation; writes the run's folder on the coordinator's machine."""
     from configs import from_json, load, to_json
-    from server.checkpoint import write_json
+    from server import statistics, validate
+    from server.checkpoint import read_json, write_json
     from server.progress import make_progress
 
     values = context.run_config
@@ -111,8 +112,8 @@ def main(grid: Grid, context: Context) -> None:
             "communication": federation.communication(),
             "site_privacy": federation.site_privacy(),
             "private_updates": config.privacy.kind != "none",
-            "validation": _read(folder / "validation.json"),
-            "statistics": _read(folder / "statistics.json"),
+            "validation": read_json(folder / validate.FILE),
+            "statistics": read_json(folder / statistics.FILE),
         },
     )
     from server.report import write_report
@@ -124,10 +125,6 @@ def _named(paths: list[str]) -> dict[str, str]:
     """Each by the last part of its path; where two have the same, by the whole path."""
     names = [Path(p).name for p in paths]
     return {p if names.count(n) > 1 else n: p for n, p in zip(names, paths, strict=True)}
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _validate(

@@ -15,6 +15,8 @@ from flwr.serverapp import Grid
 from medmap_model import contract
 from medmap_model.contract import Card, Task
 
+_POLL_S = 0.5  # between two looks for replies; none where the grid runs a site when it is asked
+
 
 class Broadcast:
     """The global model of one round, serialised once however many sites receive a part of it."""
@@ -36,12 +38,17 @@ class Broadcast:
         content = RecordDict(
             {
                 contract.ARRAYS: self.arrays(groups),
-                contract.TASK: ConfigRecord({contract.TASK: json.dumps(task.to_dict())}),
+                contract.TASK: record(contract.TASK, task),
             }
         )
         if secure is not None:
-            content[contract.SECURE] = ConfigRecord({contract.SECURE: json.dumps(secure)})
+            content[contract.SECURE] = record(contract.SECURE, secure)
         return Message(content, dst_node_id=node, message_type=kind, group_id=f"{task.stage}-{task.round}")
+
+
+def record(name: str, value: Any) -> ConfigRecord:
+    """A value as JSON, in the one field of a record; both have that name."""
+    return ConfigRecord({name: contract.to_json(value)})
 
 
 def query(node: int) -> Message:
@@ -49,9 +56,7 @@ def query(node: int) -> Message:
     return Message(RecordDict(), dst_node_id=node, message_type="query", group_id="join")
 
 
-def collect(
-    grid: Grid, messages: Iterable[Message], *, timeout_s: float, poll_s: float = 0.5
-) -> Iterator[tuple[int, Message]]:
+def collect(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> Iterator[tuple[int, Message]]:
     """Send, then yield (node, reply) as each arrives, until all have or the time is up. A late reply is left behind."""
     messages = list(messages)
     nodes = [m.metadata.dst_node_id for m in messages]
@@ -67,16 +72,16 @@ def collect(
         if time.monotonic() > deadline:
             return
         if not replies:
-            time.sleep(poll_s)
+            time.sleep(0.0 if getattr(grid, "immediate", False) else _POLL_S)
 
 
 def ask(
-    grid: Grid, step: str, bodies: Mapping[int, Mapping[str, Any]], *, timeout_s: float, poll_s: float = 0.5
+    grid: Grid, step: str, bodies: Mapping[int, Mapping[str, Any]], *, timeout_s: float
 ) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
     """One step of secure aggregation (`contract.SECURE_STEPS`): node -> its answer; and node -> why it gave none."""
     messages = [
         Message(
-            RecordDict({contract.SECURE: ConfigRecord({contract.SECURE: json.dumps(body)})}),
+            RecordDict({contract.SECURE: record(contract.SECURE, body)}),
             dst_node_id=node,
             message_type=f"query.{step}",
             group_id=step,
@@ -85,7 +90,7 @@ def ask(
     ]
     answers: dict[int, dict[str, Any]] = {}
     silent = dict.fromkeys(bodies, "no answer in time")
-    for node, reply in collect(grid, messages, timeout_s=timeout_s, poll_s=poll_s):
+    for node, reply in collect(grid, messages, timeout_s=timeout_s):
         reason = refusal(reply)
         if reason is None:
             try:

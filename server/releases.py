@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from configs.schema import Config, StrategyConfig
@@ -95,16 +95,13 @@ class Releases:
         messages = []
         for node, site in names.items():
             own = replace(request, message=uuid.uuid4().hex, receipt=self.receipts.get(site))
-            content = RecordDict({contract.REQUEST: ConfigRecord({contract.REQUEST: json.dumps(own.to_dict())})})
+            content = RecordDict({contract.REQUEST: exchange.record(contract.REQUEST, own)})
             if arrays is not None:
                 content[contract.ARRAYS] = arrays
             messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=f"release-{request.number}"))
         found: dict[str, Tables] = {}
         waiting = set(names.values())
-        poll_s = 0.0 if getattr(self.grid, "immediate", False) else 0.5
-        for node, reply in exchange.collect(
-            self.grid, messages, timeout_s=self.strategy.round_timeout_s, poll_s=poll_s
-        ):
+        for node, reply in exchange.collect(self.grid, messages, timeout_s=self.strategy.round_timeout_s):
             site = names[node]
             waiting.discard(site)
             if (receipt := exchange.receipt(reply)) is not None:

@@ -212,12 +212,12 @@ class Federation:
     def _secure(self, groups: Mapping[int, Mapping[str, int]], names: Mapping[int, str]) -> SecureRound:
         strategy = self.config.strategy
         wait_s = strategy.secure_timeout_s
-        ask = functools.partial(exchange.ask, self.grid, timeout_s=wait_s, poll_s=self._poll_s)
+        ask = functools.partial(exchange.ask, self.grid, timeout_s=wait_s)
         return SecureRound(self.vectors, groups, names, strategy, ask=ask, tell=self._say)
 
     def _collect(self, messages: list[Message]) -> Iterator[tuple[int, Message]]:
         wait_s = self.config.strategy.round_timeout_s
-        return exchange.collect(self.grid, messages, timeout_s=wait_s, poll_s=self._poll_s)
+        return exchange.collect(self.grid, messages, timeout_s=wait_s)
 
     def _to(self, task: Task, member: Member) -> Task:
         """The task for one site: with an id of its own and the newest receipt of the site's ledger."""
@@ -272,10 +272,6 @@ class Federation:
         beside = self.companions.files(self.state.trained) if self.companions else None
         folder = self.folder / "checkpoints"
         checkpoint.save(folder, self._name(), self.vectors, self.layout, asdict(self.state), beside=beside)
-
-    @property
-    def _poll_s(self) -> float:
-        return 0.0 if getattr(self.grid, "immediate", False) else 0.5
 
     def _say(self, text: str, site: str = "") -> None:
         self._tell("message", text=text, site=site)

@@ -22,8 +22,8 @@ from medmap_model.accounting import planned_releases, with_noise
 from medmap_model.model import build_model
 from medmap_model.text import build_text_encoder
 from medmap_model.vocabulary import Vocabulary
-from server import site_noise
-from server.checkpoint import write_json
+from server import site_noise, statistics
+from server.checkpoint import read_json, write_json
 from server.progress import Event, Progress, TensorBoard
 from simulation.comparison import compare
 from simulation.conditions import Hospital, run_all
@@ -90,7 +90,7 @@ def run(config: Config, progress: Progress) -> Path:
         "private_updates": config.privacy.kind != "none",
         "privacy": _spent(config, hospitals),
         "validation": validation,
-        "statistics": _read(run_dir / "statistics.json"),
+        "statistics": read_json(run_dir / statistics.FILE),
         "site_privacy": federated["site_privacy"],
         "participation": federated["participation"],
         "communication": federated["communication"],
@@ -131,10 +131,6 @@ def _spent(config: Config, hospitals: Sequence[Hospital]) -> dict[str, Any] | No
     files = {h.entry.name: Path(config.privacy.ledger_dir) / f"{h.entry.name}.db" for h in hospitals}
     told = {name: budget(open_existing(path)) for name, path in files.items() if path.is_file()}
     return {name: t | {"noise_multiplier": config.privacy.noise_multiplier} for name, t in told.items()} or None
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _both(first: Progress, second: Progress) -> Progress:

@@ -5,7 +5,6 @@ Costs each hospital `privacy.validation_epsilon` per model, on its own ledger (`
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from configs.schema import Config
 from medmap_model.checkpoint import find
 from medmap_model.groups import layout
 from medmap_model.text import build_text_encoder
-from server.checkpoint import write_json
+from server.checkpoint import read_json, write_json
 from server.progress import Event, Progress
 from server.releases import open_releases
 from server.validate import FILE, Model, read_model, validate
@@ -34,8 +33,8 @@ def validate_models(
     """
     if not config.privacy.validations:
         return None
-    if (run_dir / FILE).is_file():
-        return dict(json.loads((run_dir / FILE).read_text(encoding="utf-8")))
+    if (done := read_json(run_dir / FILE)) is not None:
+        return dict(done)
     from client.app import app
 
     text = to_json(config)

@@ -11,8 +11,6 @@ from client.privacy.ledger import BudgetExceeded, Key, Ledger, LedgerError, Rece
 from client.problems import SiteError
 from configs.schema import PrivacyConfig
 from medmap_model.accounting import Cost
-from medmap_model.groups import layout, pack, unpack
-from medmap_model.model import MedMAP
 
 
 def open_ledger(path: Path, privacy: PrivacyConfig) -> Ledger:
@@ -24,13 +22,11 @@ def open_ledger(path: Path, privacy: PrivacyConfig) -> Ledger:
 
 
 @contextmanager
-def charged(
-    ledger: Ledger, model: MedMAP, key: Key, purpose: str, cost: Cost, receipt: dict[str, Any] | None
-) -> Iterator[None]:
+def charged(ledger: Ledger, key: Key, purpose: str, cost: Cost, receipt: dict[str, Any] | None) -> Iterator[None]:
     """Charge, then compute what is to leave; marked as released at the end.
 
     A failure leaves too, as a refusal that may depend on who was drawn: it is marked alike, so that a second try is charged
-    anew, and leaves no trace in the model. receipt: the newest that the server has. Raises SiteError: `budget` when the charge
+    anew. receipt: the newest that the server has. Raises SiteError: `budget` when the charge
     would exceed it, `ledger` when the ledger cannot be used.
     """
     try:
@@ -41,11 +37,7 @@ def charged(
         raise SiteError("budget", str(error)) from None
     except (LedgerError, TypeError) as error:
         raise SiteError("ledger", str(error)) from None
-    before = pack(model, layout(model))
     try:
         yield
-    except Exception:
-        unpack(model, before)
+    finally:
         ledger.release(key)
-        raise
-    ledger.release(key)

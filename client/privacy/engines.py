@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 
@@ -13,6 +14,7 @@ from configs.schema import PrivacyConfig
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP
 
+log = logging.getLogger("medmap.client")
 _CHOSEN: dict[tuple[object, ...], str] = {}
 
 
@@ -43,9 +45,11 @@ def build_engine(
 
 def quicker(vmap: PatientGradients, loop: PatientGradients, trial: Batch) -> str:
     """`vmap` or `loop`: whichever takes less time for the trial's patients; the loop where vmap is not possible."""
+    slow = _seconds(loop, trial)  # what fails here fails in either engine, and is not to be passed over
     try:
-        return "vmap" if _seconds(vmap, trial) <= _seconds(loop, trial) else "loop"
-    except (RuntimeError, NotImplementedError, ValueError):  # torch's own, of what vmap has no rule for
+        return "vmap" if _seconds(vmap, trial) <= slow else "loop"
+    except (RuntimeError, NotImplementedError, ValueError) as error:  # torch's own, of what vmap has no rule for
+        log.warning("privacy.engine=auto: no vmap for this model (%s); a loop, one patient at a time", error)
         return "loop"
 
 

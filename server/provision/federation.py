@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.documents import read_document
+from configs.kits import NAME
 from configs.schema import ConfigError, setting
-
-_NAME = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class FederationSite:
     name: str = field(
         metadata={
             "help": "small letters, digits and hyphens, at most 32, and not `server`",
-            "pattern": rf"(?!server$){_NAME}",
+            "pattern": rf"(?!server$){NAME}",
         }
     )
     contact: str | None = setting(None, "whom to write to; for the coordinator's eyes only")
@@ -54,7 +53,7 @@ class ValidDays:
 class Federation:
     """A coordinator's federation.yaml: the server, the sites, and what each host installs."""
 
-    name: str = field(metadata={"help": "small letters, digits and hyphens, at most 32", "pattern": _NAME})
+    name: str = field(metadata={"help": "small letters, digits and hyphens, at most 32", "pattern": NAME})
     address: str = field(
         metadata={
             "help": "the server's DNS name or IPv4 address, as sites reach it",

@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from server.report.figures import FAINT, INK, STYLE, figure_of, svg
+from server.report.scores import Score
 
 SPENT, LEFT = "#4c78a8", "#e4e4e4"
 Row = dict[str, Any]
@@ -18,7 +19,6 @@ def privacy_view(summary: Row) -> Row:
     return {
         "rows": [{"site": site, **told} for site, told in ledgers.items()],
         "chart": _budget_chart(ledgers) if ledgers else None,
-        "figures": list(FIGURES.values()),
         "validation": _validation(summary.get("validation") or {}),
         "statistics": _statistics(summary.get("statistics") or {}),
     }
@@ -47,36 +47,6 @@ def _budget_chart(ledgers: dict[str, Row]) -> Markup:
         return svg(figure, "Epsilon spent and left, a bar per site; the table below has the values.")
 
 
-def _validation(told: Row) -> Row | None:
-    """Per organ and class a table: models down; all sites together and each site across."""
-    if not told:
-        return None
-    tables = []
-    for organ, classes in (told.get("organs") or {}).items():
-        for name, models in classes.items():
-            sites = sorted({s for row in models.values() for s in row.get("sites") or {}})
-            tables.append(
-                {
-                    "title": f"{organ}: {name}",
-                    "columns": ["All sites", *sites],
-                    "rows": [
-                        (
-                            model,
-                            [_score(x) for x in (row.get("pooled"), *((row.get("sites") or {}).get(s) for s in sites))],
-                        )
-                        for model, row in models.items()
-                    ],
-                    "pooled": [(model, _figures(row.get("pooled") or {})) for model, row in models.items()],
-                }
-            )
-    return {
-        "epsilon": told.get("epsilon"),
-        "split": told.get("split"),
-        "tables": tables,
-        "refused": told.get("refused") or [],
-    }
-
-
 FIGURES = {
     "threshold": "Threshold",
     "sensitivity": "Sensitivity",
@@ -86,14 +56,32 @@ FIGURES = {
 }
 
 
-def _figures(told: Row) -> list[Row | None]:
-    return [None if told.get(k) is None else {"value": told[k], "ci": told.get(f"{k}_ci")} for k in FIGURES]
-
-
-def _score(told: Row | None) -> Row | None:
-    if not told or told.get("auroc") is None:
+def _validation(told: Row) -> Row | None:
+    """Per organ and class two tables, models down: AUROC of all sites and of each; the other figures of all together."""
+    if not told:
         return None
-    return {"value": told["auroc"], "ci": told.get("auroc_ci")}
+    tables = []
+    for organ, classes in (told.get("organs") or {}).items():
+        for name, models in classes.items():
+            sites = sorted({s for row in models.values() for s in row.get("sites") or {}})
+            pooled = {model: row.get("pooled") for model, row in models.items()}
+            auroc = {
+                m: [_cell(pooled[m]), *(_cell((row.get("sites") or {}).get(s)) for s in sites)]
+                for m, row in models.items()
+            }
+            rest = {m: [_cell(told, figure) for figure in FIGURES] for m, told in pooled.items()}
+            point = "all sites together, at the threshold with the largest sensitivity + specificity"
+            tables += [
+                {"title": f"{organ}: {name}, AUROC", "columns": ["All sites", *sites], "rows": auroc},
+                {"title": f"{organ}: {name}, {point}", "columns": list(FIGURES.values()), "rows": rest},
+            ]
+    keys = ("epsilon", "split")
+    return {k: told.get(k) for k in keys} | {"tables": tables, "refused": told.get("refused") or []}
+
+
+def _cell(told: Row | None, figure: str = "auroc") -> Score:
+    """One figure with its interval; a dash when it is not known."""
+    return Score((told or {}).get(figure), (told or {}).get(f"{figure}_ci"))
 
 
 def _statistics(told: Row) -> Row | None:
@@ -151,26 +139,8 @@ PRIVACY = """
 <caption>{{ t.title }}</caption>
 {{ head(["Model"] + t.columns, text=[0]) }}
 <tbody>
-{% for model, scores in t.rows %}
-<tr><th scope="row">{{ model }}</th>
-{% for s in scores %}
-<td>{% if s %}{{ s.value | number(2) }}<small>{{ s.ci | interval }}</small>{% else %}–{% endif %}</td>
-{% endfor %}
-</tr>
-{% endfor %}
-</tbody></table>
-{% endcall %}
-{% call box("All sites, " ~ t.title) %}
-<table class="details">
-<caption>{{ t.title }}, all sites together, at the threshold with the largest sensitivity + specificity</caption>
-{{ head(["Model"] + private.figures, text=[0]) }}
-<tbody>
-{% for model, scores in t.pooled %}
-<tr><th scope="row">{{ model }}</th>
-{% for s in scores %}
-<td>{% if s %}{{ s.value | number(2) }}<small>{{ s.ci | interval }}</small>{% else %}–{% endif %}</td>
-{% endfor %}
-</tr>
+{% for model, scores in t.rows.items() %}
+<tr><th scope="row">{{ model }}</th>{% for s in scores %}<td>{{ scored(s) }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table>
 {% endcall %}

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         (("port: 9443", "prot: 9443"), r"line 3: `prot` is not a setting, did you mean `port`"),
         (("port: 9443", "port: ninety"), "line 3, port: 'ninety' is not a whole number"),
-        (("port: 9443", "port: 99999"), "line 3, port: 99999 is out of range, take 1 to 65535"),
+        (("port: 9443", "port: 99999"), "line 3, port: 99999 is out of range: take 1 to 65535"),
         (("port: 9443", "port: 18443"), "choose another superlink_port"),
         (("address: localhost", "address: https://fl"), "line 2, address: 'https://fl' cannot be used, give the server's DNS name"),
         (("address: localhost", "address:"), "line 2, address: the value is missing"),
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (("name: south", "name: north"), "line 8: there is another entry with `name: north`"),
         (("name: south", "name: server"), "line 8, sites.name: 'server' cannot be used"),
         (("name: south", "name: ../x"), "line 8, sites.name"),
-        (("key: coordinator", "key: me"), "line 9, sites.key: me is not a choice, take one of site, coordinator"),
+        (("key: coordinator", "key: me"), "line 9, sites.key: me is not a choice: take one of site, coordinator"),
         (("  - name: north\n", "  - contact: x\n"), r"line 7: the entry has no `sites.name`"),
         (("medmap-fl==0.1.0", "dist/x.whl"), "x.whl, which is not there"),
         (("medmap-fl==0.1.0", '"x; rm -rf y"'), "line 5, package"),

@@ -63,7 +63,7 @@ def test_validation_has_a_row_per_model_and_says_who_gave_nothing(tmp_path: Path
     federated = summary["validation"]["organs"]["brain"]["tumour"]["federated"]
     ours, theirs = federated["sites"]["H1"]["auroc"], federated["sites"]["H2"]["auroc"]
     assert ours > 0.85 and theirs < 0.15
-    assert f"H1 H2 federated {federated['pooled']['auroc']:.2f} [" in text and f"{ours:.2f} [" in text
+    assert f"H1 H2 federated {federated['pooled']['auroc']:.3f} [" in text and f"{ours:.3f} [" in text
     assert "naive – – –" in text, "counts of nothing have no score"
     assert "H2 released nothing of naive: <b>no</b> budget." in text.replace("&lt;", "<").replace("&gt;", ">")
     assert "<b>no</b>" not in page_of(summary, tmp_path)
@@ -79,4 +79,4 @@ def test_the_operating_point_of_all_sites_together_has_intervals(tmp_path: Path)
     pooled = summary["validation"]["organs"]["brain"]["tumour"]["federated"]["pooled"]
     text = section(page_of(summary, tmp_path), "privacy")
     low, high = pooled["sensitivity_ci"]
-    assert f"{pooled['sensitivity']:.2f} [{low:.2f}–{high:.2f}]" in text and "naive – – – – –" in text
+    assert f"{pooled['sensitivity']:.3f} [{low:.2f}–{high:.2f}]" in text and "naive – – – – –" in text

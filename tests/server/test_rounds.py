@@ -15,6 +15,7 @@ from medmap_model import contract
 from medmap_model.contract import Card
 from medmap_model.groups import group_names
 from server import checkpoint
+from server.exchange import record
 from server.members import FederationError
 from server.rounds import Federation
 from simulation.engines import InProcessGrid
@@ -41,7 +42,7 @@ class Hospitals:
         def query(msg, ctx):
             i = ctx.node_config["partition-id"]
             card = Card(f"h{i}", VOLUMES[i], {"brain": VOLUMES[i]["T1"]}, {"train": 10}, VOCABULARY.hash, "text")
-            return Message(RecordDict({"card": ConfigRecord({"card": json.dumps(card.to_dict())})}), reply_to=msg)
+            return Message(RecordDict({"card": record("card", card)}), reply_to=msg)
 
         def work(msg, ctx, trains):
             i, task = ctx.node_config["partition-id"], json.loads(msg.content["task"]["task"])

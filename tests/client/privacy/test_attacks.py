@@ -6,7 +6,7 @@ sensitivity and the noise, which have tests of their own. What limits the first 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -24,15 +24,6 @@ from tests.client.privacy.attacks import area_limit, confidence, correlations, i
 
 EPSILON, DELTA = 3.0, 1e-5
 Train = Callable[[Batch], nn.Module]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are so small that threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def cohort(volumes: Tensor, labels: Tensor) -> Batch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -27,14 +26,6 @@ from tests.medmap_model.conftest import SPEC
 from tests.medmap_model.test_encoders import SMALLEST
 
 SEVERAL = {**SPEC, "organs": {o: {**s, "multi_label": True} for o, s in SPEC["organs"].items()}}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def hooks(model: MedMAP, stage: str, trainable: str = "norms", chunk: int = 4) -> HookGradients:
@@ -168,7 +159,7 @@ def test_auto_takes_the_loop_where_vmap_is_not_possible_and_vmap_itself_says_so(
     assert sums["heads.liver.weight"].abs().sum() > 0
 
 
-def test_auto_chooses_once_and_a_broken_loss_is_not_hidden(monkeypatch):
+def test_auto_chooses_once_and_a_broken_loss_is_not_hidden(monkeypatch, caplog):
     monkeypatch.setattr(engines, "_CHOSEN", {})
     calls = []
 
@@ -186,9 +177,16 @@ def test_auto_chooses_once_and_a_broken_loss_is_not_hidden(monkeypatch):
 
     model = build()
     pair = [PatientGradients(model, broken, ["heads.liver.weight"], clip_norm=C, chunk=c) for c in (2, 0)]
-    assert quicker(*pair, patients()) == "loop"
     with pytest.raises(RuntimeError, match="broken everywhere"):
-        pair[1].clipped_sum(patients())
+        quicker(*pair, patients())
+
+    def looks(model: nn.Module, batch: Batch) -> Tensor:
+        return model.heads["liver"](batch.volumes[:, 0, 0, 0]).sum() * (2.0 if batch.volumes.sum().item() > 0 else 1.0)
+
+    pair = [PatientGradients(model, looks, ["heads.liver.weight"], clip_norm=C, chunk=c) for c in (2, 0)]
+    with caplog.at_level("WARNING", "medmap.client"):
+        assert quicker(*pair, patients()) == "loop"
+    assert "no vmap for this model" in caplog.text, "and the site is told why"
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

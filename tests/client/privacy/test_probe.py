@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -26,14 +26,6 @@ from tests.medmap_model.conftest import SPEC
 
 SEVERAL = {**SPEC, "organs": {o: {**s, "multi_label": True} for o, s in SPEC["organs"].items()}}
 TEMPERATURE = "text_projection.temperature"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def settings(*overrides: str) -> Config:

@@ -6,7 +6,7 @@ rows of an in-batch InfoNCE, clipped as if they were patients, move by more than
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -29,15 +29,6 @@ ORDINARY = {  # as without privacy: an absent modality is not computed at all
 }
 PRESENT = [[1, 1, 1], [1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 1, 0], [1, 1, 1]]
 BRIGHT, NAN, INFINITE = 1, 3, 5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are so small that threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=REGISTRY)
