@@ -64,7 +64,7 @@ def _site(context: Context) -> Site:
     """The hospital behind this node: `site-file` or `manifest` of the node config, or a line of the run's sites file."""
     from client.policy import Privacy, read_site
     from client.site import SiteError, open_site, read_sites, run_config
-    from configs.schema import ConfigError
+    from configs.setting import ConfigError
 
     manifests: tuple[Path, ...]
     config = run_config(context.run_config)

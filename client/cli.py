@@ -56,7 +56,7 @@ def check(
     from client.check import check_site, problem_table, show
     from client.manifest import ManifestError
     from configs import load_vocabulary
-    from configs.schema import ConfigError
+    from configs.setting import ConfigError
 
     console = Console(soft_wrap=False)
     config = VolumesConfig(spacing_mm=spacing_mm, size=size)
@@ -113,7 +113,7 @@ def predict(
     from client.predict import predict as predictions
     from client.predict import to_json
     from configs import load_vocabulary
-    from configs.schema import ConfigError
+    from configs.setting import ConfigError
     from medmap_model.checkpoint import CheckpointError, load
     from medmap_model.detector import UntrainedError
 
@@ -221,7 +221,7 @@ def verify(
     """
     from client.verify import verify as check_kit
     from configs.kits import KitError
-    from configs.schema import ConfigError
+    from configs.setting import ConfigError
 
     try:
         found = check_kit(kit, fingerprint=fingerprint)

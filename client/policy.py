@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from configs.documents import read_document
-from configs.schema import PrivacyConfig, setting
+from configs.schema import PrivacyConfig
+from configs.setting import setting
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from client.problems import SiteError
 from client.records import SiteRecords
 from client.training import Figures, Trainer
 from configs import from_json, load_vocabulary, to_json
-from configs.schema import Config, ConfigError, TextConfig, VolumesConfig
+from configs.schema import Config, TextConfig, VolumesConfig
+from configs.setting import ConfigError
 from medmap_model.accounting import Cost, with_noise
 from medmap_model.contract import STAGES, VERSION, Card, Request, Task
 from medmap_model.groups import group_names, owned, pack, trunks, unpack

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from client.records import SiteRecords
-from configs.schema import AugmentConfig, Config, ConfigError, EngineConfig, OptimConfig
+from configs.schema import AugmentConfig, Config, EngineConfig, OptimConfig
+from configs.setting import ConfigError
 from medmap_model.batch import Batch
 from medmap_model.contract import Task
 from medmap_model.evaluation import negative_log_likelihood, scores

@@ -9,7 +9,8 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from configs.schema import Config, ConfigError, check, default_of
+from configs.schema import Config
+from configs.setting import ConfigError, check, default_of
 from medmap_model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """YAML that people write by hand (site.yaml, federation.yaml), read into dataclasses; a mistake is one sentence with its line.
 
 A field is a text, a whole number, a number, true/false, a path (relative to the file), a dataclass, a list (tuple) of those, or
-`None |` one of those. `configs.schema.setting` gives its meaning and its range; one without a default is required.
+`None |` one of those. `configs.setting.setting` gives its meaning and its range; one without a default is required.
 Its metadata may hold a `pattern` (of a text) and `unique` (of a list: the setting in which its entries differ) as well.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from configs.schema import ConfigError, misfit
+from configs.setting import ConfigError, misfit
 
 T = TypeVar("T")
 _WORDS = {str: "a text", int: "a whole number", float: "a number"}

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.schema import Config, ConfigError, EncoderConfig, FusionConfig, ModelConfig, TextConfig
+from configs.schema import Config, EncoderConfig, FusionConfig, ModelConfig, TextConfig
+from configs.setting import ConfigError
 from medmap_model.contract import STAGES
 from medmap_model.encoders import ModelError
 from medmap_model.model import MedMAP

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from configs.schema import ConfigError, ModelConfig
+from configs.schema import ModelConfig
+from configs.setting import ConfigError
 from medmap_model.vocabulary import Vocabulary
 
 _PER_NAME = {"encoders": "encoder", "projections": "projection", "heads": "head"}

@@ -104,7 +104,7 @@ def plan(
     import json
 
     from configs import load
-    from configs.schema import ConfigError
+    from configs.setting import ConfigError
     from server.plan import plan as planned
     from server.plan import read_told, show
 
@@ -139,7 +139,7 @@ def validate(
     import json
 
     from configs import to_json
-    from configs.schema import ConfigError
+    from configs.setting import ConfigError
     from medmap_model.checkpoint import CheckpointError
     from server.flower import FlowerError, submit, wait
     from server.validate import FILE, config_for, show

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from configs.schema import Config, ConfigError
+from configs.schema import Config
+from configs.setting import ConfigError
 from medmap_model.accounting import Cost, merged, planned_releases, planned_steps, spent, with_noise
 
 

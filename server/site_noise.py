@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import Config, ConfigError, StrategyConfig
+from configs.schema import Config, StrategyConfig
+from configs.setting import ConfigError
 from medmap_model.accounting import Cost, spent
 from medmap_model.randomness import SecretRandom
 from server.aggregation import Aggregator, Vectors, check

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import Config, ConfigError
+from configs.schema import Config
+from configs.setting import ConfigError
 from medmap_model.accounting import Cost, noise_variance
 from medmap_model.contract import Request
 from medmap_model.releases import released_classes, score_table

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _main(arguments: list[str]) -> int:
     from configs import GROUPS, choices, load
-    from configs.schema import ConfigError
+    from configs.setting import ConfigError
 
     if any(a in ("-h", "--help", "help") for a in arguments):
         print(HELP.format(groups="".join(f"  {g:<11} {', '.join(choices(g))}\n" for g in GROUPS)), end="")

@@ -19,7 +19,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from configs.schema import ConfigError
+from configs.setting import ConfigError
 from medmap_model import contract
 
 RUN_ID = 1

@@ -17,7 +17,8 @@ from typing import Any
 from client.site import SiteEntry
 from client.training import device_of
 from configs import from_dict, load_vocabulary
-from configs.schema import Config, ConfigError, TextConfig
+from configs.schema import Config, TextConfig
+from configs.setting import ConfigError
 from medmap_model.accounting import planned_releases, with_noise
 from medmap_model.model import build_model
 from medmap_model.text import build_text_encoder

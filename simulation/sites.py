@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from configs.schema import ConfigError, SitesConfig
+from configs.schema import SitesConfig
+from configs.setting import ConfigError
 from medmap_model.vocabulary import Vocabulary
 from simulation.phantom.hospitals import MIXED
 from simulation.phantom.kinds import KINDS

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from configs import from_dict, load
-from configs.schema import Config, ConfigError, EngineConfig
+from configs.schema import Config, EngineConfig
+from configs.setting import ConfigError
 
 # Where summary.json has a model's scores -> the name of the test set.
 TEST_SETS = {"metrics": "common", "metrics_own": "own", "metrics_external": "external"}

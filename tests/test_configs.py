@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from configs import GROUPS, choices, from_json, keys, load, load_vocabulary, to_json
-from configs.schema import ConfigError
+from configs.setting import ConfigError
 
 
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g in GROUPS for c in choices(g)])

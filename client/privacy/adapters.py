@@ -18,7 +18,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from configs.schema import ConfigError
+from configs.setting import ConfigError
 from medmap_model.groups import group_of
 from medmap_model.model import MedMAP
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from client.privacy.losses import record_loss, summed, tensors, without_modality_dropout
 from client.privacy.synthetic import synthetic_batch
 from client.privacy.training import network_to_train
-from configs.schema import Config, ConfigError
+from configs.schema import Config
+from configs.setting import ConfigError
 from medmap_model.batch import Batch
 from medmap_model.contract import STAGES
 from medmap_model.groups import layout

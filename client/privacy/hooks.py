@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from client.privacy.gradients import PatientGradients, Vectors
 from client.privacy.losses import alike
-from configs.schema import ConfigError
+from configs.setting import ConfigError
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP
 

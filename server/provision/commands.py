@@ -195,7 +195,7 @@ def _publish(authority: object, kits: Path) -> None:
 def _sentences() -> Iterator[None]:
     """A failure that a person can mend is one sentence and exit code 1."""
     from configs.kits import KitError
-    from configs.schema import ConfigError
+    from configs.setting import ConfigError
 
     try:
         yield

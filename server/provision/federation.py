@@ -17,7 +17,7 @@ from pathlib import Path
 
 from configs.documents import read_document
 from configs.kits import NAME
-from configs.schema import ConfigError, setting
+from configs.setting import ConfigError, setting
 
 
 @dataclass(frozen=True)

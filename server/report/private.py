@@ -35,12 +35,13 @@ def _budget_chart(ledgers: dict[str, Row]) -> Markup:
             budget, spent = told.get("epsilon_budget") or 0, told.get("epsilon_spent") or 0
             axes.barh(y, budget, color=LEFT, height=0.62)
             axes.barh(y, min(spent, budget), color=SPENT, height=0.62)
-            axes.text(budget, y, f"  {spent:.2f} of {budget:g}", va="center", color=INK, fontsize=8.5)
+            label = f"{spent:.2f} of {budget:g}"
+            axes.annotate(label, (budget, y), (5, 0), textcoords="offset points", va="center", color=INK, fontsize=8.5)
         axes.set_yticks(range(len(ledgers)), list(ledgers), parse_math=False)
         axes.invert_yaxis()
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("epsilon, over the ledger's life")
-        axes.set_xlim(0, 1.22 * max((told.get("epsilon_budget") or 1) for told in ledgers.values()))
+        axes.set_xlim(0, 1.3 * max((told.get("epsilon_budget") or 1) for told in ledgers.values()))
         axes.grid(axis="x", color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.schema import ConfigError
+from configs.setting import ConfigError
 
 # organ -> kind -> abnormality of the vocabulary
 KINDS: dict[str, dict[str, str]] = {

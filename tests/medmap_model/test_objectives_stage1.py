@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs.schema import ConfigError, EncoderConfig, FusionConfig, ModelConfig, PretrainConfig
+from configs.schema import EncoderConfig, FusionConfig, ModelConfig, PretrainConfig
+from configs.setting import ConfigError
 from medmap_model import objectives as o
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP, build_model

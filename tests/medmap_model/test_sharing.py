@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import ConfigError, EncoderConfig, FusionConfig, ModelConfig, PretrainConfig
+from configs.schema import EncoderConfig, FusionConfig, ModelConfig, PretrainConfig
+from configs.setting import ConfigError
 from medmap_model import groups
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP, build_model

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from client.cli import app as client_app
 from client.policy import SiteSettings
 from configs.json_schema import schema_text
-from configs.schema import ConfigError
+from configs.setting import ConfigError
 from server.cli import app
 from server.provision.federation import Federation, read_federation
 from tests.server.provisioned import PLAN, Coordinator, write_plan

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from client.privacy.budget import budget, read_plan
 from client.privacy.ledger import Key, Ledger
 from configs import load
-from configs.schema import ConfigError
+from configs.setting import ConfigError
 from medmap_model.accounting import Cost, spent
 from server.cli import app
 from server.plan import plan, read_told

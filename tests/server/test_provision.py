@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from client.request import request
 from client.verify import verify
 from configs.kits import KitError, key_fingerprint, read_certificate
-from configs.schema import ConfigError
+from configs.setting import ConfigError
 from server.cli import app
 from server.flower import FlowerError
 from server.provision.authority import Authority, utc_now

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import load
-from configs.schema import ConfigError
+from configs.setting import ConfigError
 from server.aggregation import Aggregator, UpdateRefused
 from server.site_noise import ClippedAggregator, check_settings, spent_by
 from tests.server.test_rounds import GROUPS, Hospitals, federation, initial

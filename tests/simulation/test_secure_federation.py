@@ -11,7 +11,7 @@ import client.app
 from client.secure import SecureSite
 from client.site import open_site
 from configs import load, to_json
-from configs.schema import ConfigError
+from configs.setting import ConfigError
 from medmap_model import contract
 from medmap_model.contract import Task
 from medmap_model.groups import pack

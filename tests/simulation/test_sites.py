@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs import choices, load, load_vocabulary
-from configs.schema import ConfigError, SitesConfig
+from configs.schema import SitesConfig
+from configs.setting import ConfigError
 from medmap_model.vocabulary import Vocabulary
 from simulation.phantom.kinds import KINDS
 from simulation.phantom.plan import check_specs

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from configs import load
-from configs.schema import ConfigError
+from configs.setting import ConfigError
 from simulation.ablation import means, summarise
 from simulation.cli import _main
 from simulation.sweep import collect, plan, split_values, state

@@ -12,7 +12,8 @@ from torch import nn
 from client.privacy.adapters import TRAINED, adapted, merge
 from client.privacy.gradients import PatientGradients
 from client.privacy.training import PrivateTrainer, trained_parameters
-from configs.schema import ConfigError, EncoderConfig
+from configs.schema import EncoderConfig
+from configs.setting import ConfigError
 from medmap_model.contract import Task
 from medmap_model.encoders import REGISTRY
 from medmap_model.groups import layout, pack

@@ -16,7 +16,8 @@ from client.privacy.gradients import PatientGradients
 from client.privacy.hooks import HookGradients, refuse_if_wrong
 from client.privacy.synthetic import synthetic_batch
 from client.privacy.training import PrivateTrainer, trained_parameters
-from configs.schema import ConfigError, PrivacyConfig
+from configs.schema import PrivacyConfig
+from configs.setting import ConfigError
 from medmap_model.batch import Batch
 from medmap_model.contract import Task
 from medmap_model.groups import layout, pack

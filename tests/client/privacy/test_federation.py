@@ -130,7 +130,7 @@ def test_an_older_copy_of_the_ledger_is_noticed(tmp_path, hospitals, cache, capl
 )
 def test_what_would_leak_is_refused_by_name(override, words):
     from client.privacy.checks import check_settings
-    from configs.schema import ConfigError
+    from configs.setting import ConfigError
 
     base = ["privacy=patient_dp", "stage.pretrain.objective=bank", override]
     with pytest.raises(ConfigError, match=words) as caught:
