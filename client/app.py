@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from client.secure import SecureSite
     from client.site import Site
     from client.training import Figures
-    from configs.schema import StrategyConfig
+    from configs.federated import StrategyConfig
 
 log = logging.getLogger("medmap.client")
 app = ClientApp()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from configs.documents import read_document
-from configs.schema import PrivacyConfig
+from configs.federated import PrivacyConfig
 from configs.setting import setting
 
 

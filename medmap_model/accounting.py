@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from configs.schema import Config, PrivacyConfig
+from configs.federated import PrivacyConfig
+from configs.schema import Config
 from configs.setting import ConfigError
 
 EPS_ERROR = 0.01  # PRV's own: what it reports is an upper bound by this much

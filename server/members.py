@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
-from configs.schema import StrategyConfig
+from configs.federated import StrategyConfig
 from medmap_model import contract
 from medmap_model.contract import Card
 from medmap_model.groups import owned

@@ -13,7 +13,8 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from configs.schema import Config, StrategyConfig
+from configs.federated import StrategyConfig
+from configs.schema import Config
 from medmap_model import contract
 from medmap_model.contract import Request
 from medmap_model.releases import COHORT, Table, cohort_tables, score_table

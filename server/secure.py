@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import StrategyConfig
+from configs.federated import StrategyConfig
 from medmap_model.secure import keys, shamir
 from medmap_model.secure.masks import own_mask, pair_mask
 from medmap_model.secure.quantise import Quantiser

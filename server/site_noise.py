@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import Config, StrategyConfig
+from configs.federated import StrategyConfig
+from configs.schema import Config
 from configs.setting import ConfigError
 from medmap_model.accounting import Cost, spent
 from medmap_model.randomness import SecretRandom

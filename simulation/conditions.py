@@ -24,7 +24,8 @@ from client.problems import DataError
 from client.site import SiteEntry, open_records, trainer_for
 from client.training import Predictions, Trainer
 from configs import from_json, to_json
-from configs.schema import Config, PrivacyConfig
+from configs.federated import PrivacyConfig
+from configs.schema import Config
 from medmap_model.encoders import ModelError
 from medmap_model.groups import unpack
 from medmap_model.text import TextEncoderError

@@ -9,7 +9,7 @@ from typing import Any
 
 from client.privacy.ledger import BudgetExceeded, Key, Ledger, LedgerError, Receipt
 from client.problems import SiteError
-from configs.schema import PrivacyConfig
+from configs.federated import PrivacyConfig
 from medmap_model.accounting import Cost
 
 

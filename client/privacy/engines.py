@@ -10,7 +10,7 @@ import torch
 
 from client.privacy.gradients import PatientGradients
 from client.privacy.losses import RecordLoss
-from configs.schema import PrivacyConfig
+from configs.federated import PrivacyConfig
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP
 

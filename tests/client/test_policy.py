@@ -10,7 +10,7 @@ import pytest
 from client.policy import Privacy, read_site
 from client.site import SiteError, open_site
 from configs import to_json
-from configs.schema import PrivacyConfig
+from configs.federated import PrivacyConfig
 from configs.setting import ConfigError
 from tests.conftest import small_config
 

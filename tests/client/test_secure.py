@@ -7,7 +7,7 @@ import pytest
 
 from client.secure import SecureSite
 from client.site import SiteError
-from configs.schema import StrategyConfig
+from configs.federated import StrategyConfig
 
 
 def three(phase: str) -> tuple[dict[int, SecureSite], dict]:

@@ -16,7 +16,7 @@ from client.privacy.gradients import PatientGradients
 from client.privacy.hooks import HookGradients, refuse_if_wrong
 from client.privacy.synthetic import synthetic_batch
 from client.privacy.training import PrivateTrainer, trained_parameters
-from configs.schema import PrivacyConfig
+from configs.federated import PrivacyConfig
 from configs.setting import ConfigError
 from medmap_model.batch import Batch
 from medmap_model.contract import Task

@@ -15,7 +15,8 @@ from client.privacy.losses import summed
 from client.privacy.synthetic import synthetic_batch
 from client.privacy.training import PrivateTrainer, network_to_train, trained_parameters
 from client.site import Site, SiteEntry, SiteError
-from configs.schema import Config, PrivacyConfig
+from configs.federated import PrivacyConfig
+from configs.schema import Config
 from configs.setting import ConfigError
 from medmap_model.batch import Batch
 from medmap_model.contract import Task
