@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: setup demo smoke test quick lint clean
+.PHONY: setup demo smoke e2e test quick lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -22,8 +22,12 @@ demo: setup
 smoke: setup
 	$(BIN)/medmap-sim experiment=smoke
 
+e2e: setup
+	@bash scripts/install_packages.sh
+	$(BIN)/python scripts/e2e.py
+
 test: setup
-	@bash scripts/install_chromium.sh
+	@bash scripts/install_packages.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: setup
