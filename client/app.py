@@ -7,6 +7,7 @@ import json
 import logging
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,13 @@ from medmap_model.contract import Request, Task
 if TYPE_CHECKING:
     import numpy as np
 
+    from client.policy import Egress, Privacy
     from client.secure import SecureSite
     from client.site import Site
     from client.training import Figures
     from configs.federated import StrategyConfig
+
+    Vectors = Mapping[str, np.ndarray]
 
 log = logging.getLogger("medmap.client")
 app = ClientApp()
@@ -36,6 +40,7 @@ def guarded(handler: Callable[[Message, Context], RecordDict]) -> Callable[[Mess
     def answer(msg: Message, context: Context) -> Message:
         try:
             content = handler(msg, context)
+            _look_over(content, msg, context)
         except Exception as error:
             incident = uuid.uuid4().hex[:12]
             code = _code(error)
@@ -44,6 +49,26 @@ def guarded(handler: Callable[[Message, Context], RecordDict]) -> Callable[[Mess
         return Message(content, reply_to=msg)
 
     return answer
+
+
+def _look_over(content: RecordDict, msg: Message, context: Context) -> None:
+    """Raises SiteError for a reply that may not leave. A site's gate asks the same again, in its own process."""
+    from client.gate.egress import Asked, objection
+    from client.site import SiteError
+
+    asked = Asked.of(msg.metadata.message_type, msg.content)
+    if (why := objection(content, asked, *_demands(context))) is not None:
+        raise SiteError("egress", why)
+
+
+def _demands(context: Context) -> tuple[Egress, Privacy]:
+    """What this node's site.yaml says may leave; of a site without one, whatever the contract allows."""
+    from client.policy import SIMULATED, Privacy, read_site
+
+    if not context.node_config.get("site-file"):
+        return SIMULATED, Privacy(required=False)
+    own = read_site(Path(str(context.node_config["site-file"])))
+    return own.egress, own.privacy
 
 
 def _code(error: Exception) -> str:
@@ -96,6 +121,12 @@ def _site(context: Context) -> Site:
 def _vectors(msg: Message) -> dict:
     record = msg.content.array_records[contract.ARRAYS]
     return {str(k): contract.decode_vector(v.data) for k, v in record.items()}
+
+
+def _arrays(vectors: Mapping[str, np.ndarray]) -> ArrayRecord:
+    return ArrayRecord(
+        {g: Array(str(v.dtype), v.shape, SType.NUMPY, contract.encode_vector(v)) for g, v in vectors.items()}
+    )
 
 
 def _record(name: str, value: Any) -> ConfigRecord:
@@ -178,19 +209,27 @@ def secure_unmask(msg: Message, context: Context) -> RecordDict:
     return _secure_step(msg, context, SecureSite.unmask)
 
 
-def _train(site: Site, msg: Message, context: Context) -> tuple[Mapping[str, np.ndarray], Figures]:
-    """The update and its figures; masked when the federation aggregates securely, and then never otherwise."""
+def _train(site: Site, msg: Message, context: Context) -> tuple[Vectors, Vectors, Figures]:
+    """The update, its scales if it travels compressed, and its figures; masked when the federation aggregates securely, and
+    then never otherwise."""
     received, task = _vectors(msg), Task(**_read(msg, contract.TASK))
-    if not site.config.strategy.secure_aggregation:
-        return site.train(received, task)
-    secure, body = _secure(context, site.config.strategy), _read(msg, contract.SECURE)
+    strategy = site.config.strategy
+    if not strategy.secure_aggregation:
+        update, figures = site.train(received, task)
+        if strategy.update_dtype == "float32":
+            return update, {}, figures
+        from client.residuals import Residuals
+
+        left = Residuals.of(site.records.cache_dir, site.entry.name, task.run)
+        return *left.compressed(update, received, task, strategy.update_dtype), figures
+    secure, body = _secure(context, strategy), _read(msg, contract.SECURE)
     groups = list(body["weights"])
     secure.admit(body, groups)
     _remember(context, secure)
     update, figures = site.train(received, task, only=groups)
     masked = secure.mask(update, received)
     _remember(context, secure)
-    return masked, figures
+    return masked, {}, figures
 
 
 @app.train()
@@ -198,15 +237,10 @@ def _train(site: Site, msg: Message, context: Context) -> tuple[Mapping[str, np.
 def train(msg: Message, context: Context) -> RecordDict:
     """One round of local training; returns the module groups received."""
     site = _site(context)
-    vectors, figures = _train(site, msg, context)
-    reply = RecordDict(
-        {
-            contract.ARRAYS: ArrayRecord(
-                {g: Array(str(v.dtype), v.shape, SType.NUMPY, contract.encode_vector(v)) for g, v in vectors.items()}
-            ),
-            contract.METRICS_RECORD: MetricRecord(dict(figures.known())),
-        }
-    )
+    vectors, scales, figures = _train(site, msg, context)
+    reply = RecordDict({contract.ARRAYS: _arrays(vectors), contract.METRICS_RECORD: _figures(figures, context)})
+    if scales:
+        reply[contract.SCALES] = _arrays(scales)
     if site.config.privacy.kind == "patient_dp":
         reply[contract.RECEIPT] = _receipt(site)
     return reply
@@ -217,7 +251,14 @@ def train(msg: Message, context: Context) -> RecordDict:
 def evaluate(msg: Message, context: Context) -> RecordDict:
     """Validate the model as received."""
     figures = _site(context).evaluate(_vectors(msg), Task(**_read(msg, contract.TASK)))
-    return RecordDict({contract.METRICS_RECORD: MetricRecord(dict(figures.known()))})
+    return RecordDict({contract.METRICS_RECORD: _figures(figures, context)})
+
+
+def _figures(figures: Figures, context: Context) -> MetricRecord:
+    """Those that are known, and that the hospital tells."""
+    from client.gate.egress import told
+
+    return MetricRecord(told(figures.known(), *_demands(context)))
 
 
 @app.evaluate("scores")
@@ -241,4 +282,8 @@ def _released(site: Site, tables: dict) -> RecordDict:
 
 
 def _receipt(site: Site) -> ConfigRecord:
-    return _record(contract.RECEIPT, site.ledger().receipt())
+    ledger = site.ledger()
+    told: dict[str, Any] = asdict(ledger.receipt())
+    if site.policy.tell_budget:
+        told |= {"spent": ledger.spent(), "budget": ledger.epsilon}
+    return _record(contract.RECEIPT, told)

@@ -10,6 +10,9 @@ privacy:
   delta: 1e-5
   cohort: hidden          # the numbers of patients and volumes are told with noise, once
   cohort_epsilon: 0.5
+egress:
+  metrics: [loss, val_loss]
+  minimum_cohort: 5       # take part with no fewer patients or volumes behind a number
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 from configs.documents import read_document
 from configs.federated import PrivacyConfig
 from configs.setting import setting
+from medmap_model.contract import METRICS
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,34 @@ class Privacy:
         choices=("public", "hidden"),
     )
     cohort_epsilon: float = setting(0.5, "what a hidden cohort costs", minimum=1e-6, maximum=1000)
+    tell_budget: bool = setting(True, "tell the coordinator, with each private reply, what of the budget is spent")
 
     def over(self, run: PrivacyConfig) -> PrivacyConfig:
         """The run's settings with the site's own budget and ledger in their place, and noise from the keystream."""
         return replace(run, epsilon=self.epsilon, delta=self.delta, ledger_dir=None, secure_noise=True)
+
+
+@dataclass(frozen=True)
+class Egress:
+    """The egress section: what a reply may hold (`client.gate.egress`)."""
+
+    metrics: tuple[str, ...] = setting(
+        tuple(METRICS), "figures that may leave, where privacy lets any", choices=tuple(METRICS)
+    )
+    minimum_cohort: int = setting(
+        5,
+        "tell no number of patients, studies or volumes that is smaller (0 is told), so take no part; no figure of fewer studies",
+        minimum=0,
+    )
+    maximum_mb: float = setting(1000, "no reply is larger, megabytes", minimum=1e-3)
+    require_secure_aggregation: bool = setting(False, "no update leaves but masked, in a secure sum")
+    folder: Path | None = setting(
+        None, "what the gate keeps: approved bundles and the audit log; none: gate, beside this file"
+    )
+
+
+# Of a site without a site.yaml (simulated, or `manifest=` in the node config): what the contract allows.
+SIMULATED = Egress(minimum_cohort=0)
 
 
 @dataclass(frozen=True)
@@ -52,20 +80,30 @@ class SiteSettings:
     name: str | None = setting(None, "the hospital's name in the federation; none: the name of the manifest's folder")
     cache_dir: Path | None = setting(None, "where prepared volumes are kept; none: .medmap-cache beside the manifest")
     privacy: Privacy = field(default_factory=lambda: Privacy(required=False))  # no section: as the run says
+    egress: Egress = field(default_factory=Egress)
 
 
 @dataclass(frozen=True)
 class SiteFile:
-    """A site.yaml, read and checked."""
+    """A site.yaml, read and checked. gate: the folder of the gate."""
 
     manifest: Path
     name: str
     cache_dir: Path
     privacy: Privacy
+    egress: Egress
+    gate: Path
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger's file, whether or not it is there yet."""
+        return self.privacy.ledger or self.manifest.parent / f"{self.name}.db"
 
 
 def read_site(path: Path) -> SiteFile:
     """Raises ConfigError: file, line, setting, what to do. Paths are relative to the file."""
     said = read_document(path, SiteSettings)
     folder = said.manifest.parent
-    return SiteFile(said.manifest, said.name or folder.name, said.cache_dir or folder / ".medmap-cache", said.privacy)
+    cache = said.cache_dir or folder / ".medmap-cache"
+    gate = said.egress.folder or path.parent / "gate"
+    return SiteFile(said.manifest, said.name or folder.name, cache, said.privacy, said.egress, gate)

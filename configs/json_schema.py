@@ -46,6 +46,8 @@ def _property(hint: Any, field: Field[Any]) -> dict[str, Any]:
     if get_origin(inner) is tuple:
         entry = get_args(inner)[0]
         items = _object(entry) if is_dataclass(entry) else {"type": _TYPES[entry]}  # type: ignore[arg-type]
+        if meta.get("choices"):
+            items["enum"] = meta["choices"]
         return {"type": "array", "items": items} | said
     said["type"] = [_TYPES[inner], "null"] if may_be_none else _TYPES[inner]
     for name, word in (("choices", "enum"), ("minimum", "minimum"), ("maximum", "maximum")):

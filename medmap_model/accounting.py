@@ -7,6 +7,7 @@ segments is slow.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Iterable
@@ -81,7 +82,11 @@ def spent(history: Iterable[Cost], *, delta: float) -> float:
     PRV (Gopi et al. 2021, arXiv 2106.02848) over the Gaussian steps, plus the sum of the pure epsilons (basic
     composition). An upper bound.
     """
-    once = merged(history)
+    return _spent(tuple(merged(history)), delta)
+
+
+@functools.lru_cache(maxsize=64)  # a second each, and a ledger asks the same before a charge and after it
+def _spent(once: tuple[Cost, ...], delta: float) -> float:
     pure = sum(c.epsilon * c.steps for c in once)
     gaussian = [(c.noise_multiplier, c.sample_rate, c.steps) for c in once if not c.epsilon]
     if not gaussian:
@@ -121,7 +126,8 @@ def noise_multiplier(
 
 def planned_releases(privacy: PrivacyConfig) -> list[Cost]:
     """What a run asks of each site besides updates: statistics before training, validations after it."""
-    statistics = [Cost(1, epsilon=privacy.statistics_epsilon)] if privacy.statistics_epsilon else []
+    asked = (privacy.statistics_epsilon, privacy.shift_epsilon, privacy.landmarks_epsilon)
+    statistics = [Cost(1, epsilon=epsilon) for epsilon in asked if epsilon]
     return statistics + [Cost(1, epsilon=privacy.validation_epsilon)] * privacy.validations
 
 

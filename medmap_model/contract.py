@@ -8,6 +8,8 @@ train        <- records `arrays` (group -> vector), `task` (ConfigRecord, JSON i
              -> records `arrays` (the groups it owns and trained), `metrics` (declared keys only, see METRICS);
                 validation is of the model as it came, before training: it rides on the train reply
 evaluate     <- as train, -> `metrics` alone (after a stage's last round)
+compressed update (`strategy.update_dtype`) -> as train, `arrays` being the change as float16 or int8 (`compression`), and record
+                `scales` (group -> float32, one per block of 256)
 private reply -> as train, `metrics` empty, and record `receipt` (ConfigRecord, JSON in field `receipt`: how far the ledger is)
 secure aggregation (`strategy.secure_aggregation`), one round, before and after `train`; JSON in field `secure`, bytes as hex:
 query.secure_keys    <- round, me (the site's number) -> cipher, mask: the site's public keys
@@ -34,6 +36,7 @@ import numpy as np
 VERSION = 2
 
 ARRAYS = "arrays"
+SCALES = "scales"
 METRICS_RECORD = "metrics"
 TASK = "task"
 CARD = "card"
@@ -47,7 +50,13 @@ SECURE_STEPS = ("secure_keys", "secure_shares", "secure_unmask")
 
 STAGES = ("pretrain", "finetune")
 
-_DTYPES = {np.dtype(np.float32): "<f4", np.dtype(np.uint16): "<u2", np.dtype(np.uint32): "<u4"}
+_DTYPES: dict[np.dtype[Any], str] = {
+    np.dtype(np.float32): "<f4",
+    np.dtype(np.float16): "<f2",
+    np.dtype(np.int8): "|i1",
+    np.dtype(np.uint16): "<u2",
+    np.dtype(np.uint32): "<u4",
+}
 
 # Every figure that may ride on a train reply. A site's policy may send fewer, never others.
 METRICS = {
@@ -69,6 +78,9 @@ REFUSALS = {
     "data": "the site's data cannot be read; its own log names the files",
     "task": "the task is not one this site can do",
     "policy": "the site's policy does not allow this",
+    "bundle": "the site has not approved this app bundle; its own log says how to",
+    "egress": "the site's gate let no such reply out; its own log says why",
+    "replay": "the site has answered this very request before",
     "budget": "the site's privacy budget does not allow this round",
     "ledger": "the site's ledger cannot be used; its own log says why",
     "secure": "the site cannot take part in the secure sum of this round; its own log says why",
@@ -140,27 +152,30 @@ def to_json(value: Any) -> str:
 
 
 def encode_vector(vector: np.ndarray) -> bytes:
-    """A 1-D vector, float32 or (masked) uint16 or uint32, in NumPy's .npy format: what Flower puts in an array record."""
+    """A 1-D vector in NumPy's .npy format, which Flower puts in an array record: float32, (compressed) float16 or int8,
+    (masked) uint16 or uint32."""
     if vector.ndim != 1 or vector.dtype not in _DTYPES:
         raise ValueError(f"a module group is one float32 vector, not {vector.dtype} of shape {vector.shape}")
-    return _npy_header(vector.shape[0], _DTYPES[vector.dtype]) + vector.tobytes()
+    return npy_header(vector.shape[0], _DTYPES[vector.dtype]) + vector.tobytes()
 
 
 def decode_vector(data: bytes) -> np.ndarray:
     """The array in .npy bytes, never unpickled. Raises ValueError when it is not one.
 
-    The header of a float32 vector is known beforehand: comparing it is 20 times as fast as parsing it, and with a dozen
-    groups per site parsing is what a round would otherwise wait for.
+    The header of a vector is known beforehand: comparing it is 20 times as fast as parsing it, and with a dozen groups per
+    site parsing is what a round would otherwise wait for.
     """
-    header = len(_npy_header(0))
-    n = (len(data) - header) // 4
-    if n >= 0 and len(data) == header + 4 * n and data[:header] == _npy_header(n):
-        return np.frombuffer(data, np.float32, n, header)
+    header = len(npy_header(0))
+    for dtype, descr in _DTYPES.items():
+        n, rest = divmod(len(data) - header, dtype.itemsize)
+        if n >= 0 and not rest and data[:header] == npy_header(n, descr):
+            return np.frombuffer(data, dtype, n, header)
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 
 @functools.lru_cache(maxsize=1024)
-def _npy_header(n: int, descr: str = "<f4") -> bytes:
+def npy_header(n: int, descr: str = "<f4") -> bytes:
+    """What stands before the n numbers of a vector, of NumPy's dtype `descr`, in the .npy format."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": (n,)})
     return stream.getvalue()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from server.console import sentences
 
 _Plan = Annotated[Path, typer.Argument(metavar="FEDERATION.YAML", help="Who takes part, and where the server is.")]
 _Kits = Annotated[Path, typer.Option("--output", "-o", help="The folder of the kits.")]
@@ -149,20 +150,9 @@ def admit(kit: Annotated[Path, typer.Argument(help="The server's kit, on the ser
     Example: medmap-server admit .
     """
     with _sentences():
-        import os
+        from server.provision.nodes import enforce
 
-        from server.flower import FlowerError, flwr
-        from server.provision.nodes import admit as enforce
-
-        os.environ.setdefault("FLWR_HOME", str((kit / "flower").absolute()))
-        try:
-            admissions = enforce(kit, flwr)
-        except FlowerError as error:
-            _fail(f"{error}: is the SuperLink of {kit} running?")
-        for a in admissions:
-            print(f"{a.site:<32} {a.state}, certificate until {a.until:%Y-%m-%d}")
-        if not admissions:
-            print(f"{kit / 'nodes'} holds no certificate yet: nobody is admitted")
+        print("\n".join(enforce(kit)))
 
 
 def schema() -> None:
@@ -191,20 +181,8 @@ def _publish(authority: object, kits: Path) -> None:
     print(f"copy {publish(authority, kits)}/ to the server's kit, and run ./admit.sh there")
 
 
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """A failure that a person can mend is one sentence and exit code 1."""
+def _sentences() -> AbstractContextManager[None]:
     from configs.kits import KitError
     from configs.setting import ConfigError
 
-    try:
-        yield
-    except (KitError, ConfigError) as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename} cannot be used ({error.strerror}): choose another path")
-
-
-def _fail(sentence: str) -> None:
-    print(f"medmap-server: {sentence}", file=sys.stderr)
-    raise typer.Exit(1)
+    return sentences(KitError, ConfigError)

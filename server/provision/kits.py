@@ -36,6 +36,7 @@ from server.provision.federation import Federation, FederationSite
 CHECKOUT = Path(__file__).resolve().parents[2]
 TEMPLATES = "server/provision/templates"
 _UNITS = ("medmap-superlink.service", "medmap-nginx.service", "medmap-admit.service", "medmap-admit.timer")
+_SITE_UNITS = ("medmap-site-gate.service", "medmap-site-worker.service")
 _OPEN, _PROGRAM, _SECRET = 0o644, 0o755, 0o600
 
 
@@ -70,8 +71,8 @@ def site_kit(federation: Federation, site: FederationSite, base: Path, authority
     files["start.sh"] = File(_template("site/start.sh", federation, site=site.name), _PROGRAM)
     for name in ("settings.sh", "site.example.yaml"):
         files[name] = File(_template(f"site/{name}", federation, site=site.name))
-    unit = "medmap-site.service"
-    files[f"systemd/{unit}"] = File(_template(f"site/{unit}", federation, site=site.name))
+    for unit in _SITE_UNITS:
+        files[f"systemd/{unit}"] = File(_template(f"site/{unit}", federation, site=site.name))
     files["site.schema.json"] = File(_of_checkout("configs/schemas/site.json"))
     if site.key == "coordinator":
         files[NODE_KEY] = File((authority.folder / "sites" / f"{site.name}.key").read_bytes(), _SECRET, sealed=False)

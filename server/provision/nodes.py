@@ -19,10 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from configs.kits import AUTHORITY, NODES, REVOKED, KitError, common_name, key_fingerprint, read_certificate
-from server.flower import FlowerError
+from server.flower import KIT_NAME, FlowerError, SuperLink
 from server.provision.authority import utc_now
 
-SUPERLINK = "medmap"  # the name of the connection in the server kit's flower/config.toml
 _LAPSED = "refused: this key was shut out before and Flower takes none back, so the site makes a new one (medmap-client request)"
 
 
@@ -98,7 +97,7 @@ def admit(kit: Path, flwr: Callable[..., dict], *, now: dt.datetime | None = Non
     told = admissions(kit, now=now)
     wanted = {key_fingerprint(a.key): a for a in told if a.state == "admitted"}
     file = kit / "state" / "nodes.json"
-    nodes = flwr("supernode", "list", SUPERLINK, "--format", "json")["nodes"]
+    nodes = flwr("supernode", "list", KIT_NAME, "--format", "json")["nodes"]
     live = {str(n["node-id"]) for n in nodes if n["status"] not in ("unregistered", "deleted")}
     if live and not file.is_file():
         raise KitError(
@@ -108,7 +107,7 @@ def admit(kit: Path, flwr: Callable[..., dict], *, now: dt.datetime | None = Non
     known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     keep = {key: node for key, node in known.items() if key in wanted and node in live}
     for node in live - set(keep.values()):
-        flwr("supernode", "unregister", node, SUPERLINK, "--format", "json")
+        flwr("supernode", "unregister", node, KIT_NAME, "--format", "json")
     lapsed = set()
     for key in wanted.keys() - keep.keys():
         try:
@@ -122,6 +121,16 @@ def admit(kit: Path, flwr: Callable[..., dict], *, now: dt.datetime | None = Non
     return [replace(a, state=_LAPSED) if key_fingerprint(a.key) in lapsed else a for a in told]
 
 
+def enforce(kit: Path) -> list[str]:
+    """`admit` by the SuperLink of the kit; a line for each site. Raises KitError."""
+    try:
+        told = admit(kit, SuperLink.of_kit(kit).flwr)
+    except FlowerError as error:
+        raise KitError(f"{error}: is the SuperLink of {kit} running?") from None
+    lines = [f"{a.site:<32} {a.state}, certificate until {a.until:%Y-%m-%d}" for a in told]
+    return lines or [f"{kit / NODES} holds no certificate yet: nobody is admitted"]
+
+
 def _remember(file: Path, nodes: dict[str, str]) -> None:
     file.parent.mkdir(exist_ok=True)
     part = file.with_name(file.name + ".part")
@@ -133,5 +142,5 @@ def _register(site: Admission, flwr: Callable[..., dict]) -> str:
     with tempfile.NamedTemporaryFile(suffix=".pub") as file:
         file.write(site.key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
         file.flush()
-        told = flwr("supernode", "register", file.name, SUPERLINK, "--name", site.site, "--format", "json")
+        told = flwr("supernode", "register", file.name, KIT_NAME, "--name", site.site, "--format", "json")
     return str(told["node-id"])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from client.policy import Privacy, read_site
+from client.app import app
+from client.policy import Egress, Privacy, read_site
 from client.site import SiteError, open_site
 from configs import to_json
 from configs.federated import PrivacyConfig
 from configs.setting import ConfigError
+from medmap_model import contract
+from simulation.engines import InProcessGrid
 from tests.conftest import small_config
 
 
@@ -24,6 +29,7 @@ def test_what_is_not_said_has_a_default_and_paths_are_the_files_own(tmp_path):
     own = read_site(write(tmp_path, "manifest: data/manifest.csv\n"))
     assert own.manifest == tmp_path / "data" / "manifest.csv" and own.name == "data"
     assert own.cache_dir == tmp_path / "data" / ".medmap-cache" and own.privacy == Privacy(required=False)
+    assert own.egress == Egress() and own.gate == tmp_path / "gate" and own.ledger == tmp_path / "data" / "data.db"
     assert read_site(write(tmp_path, "manifest: /m.csv\nprivacy: {epsilon: 3}\n")).privacy.required, (
         "a section means it"
     )
@@ -31,6 +37,9 @@ def test_what_is_not_said_has_a_default_and_paths_are_the_files_own(tmp_path):
     own = read_site(write(tmp_path, text))
     assert (own.name, own.manifest, own.cache_dir) == ("north", Path("/m.csv"), tmp_path / "c")
     assert own.privacy == Privacy(required=True, ledger=tmp_path / "n.db", epsilon=3.0, delta=1e-6)
+    assert own.ledger == tmp_path / "n.db"
+    own = read_site(write(tmp_path, "manifest: /m.csv\negress: {metrics: [loss], minimum_cohort: 9, folder: /g}\n"))
+    assert own.egress == Egress(metrics=("loss",), minimum_cohort=9, folder=Path("/g")) and own.gate == Path("/g")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +52,9 @@ def test_what_is_not_said_has_a_default_and_paths_are_the_files_own(tmp_path):
         ("manifest: m.csv\nprivacy: {cohort: secret}\n", "secret is not a choice"),
         ("manifest: m.csv\nprivacy: {required: perhaps}\n", "take true or false"),
         ("manifest: m.csv\nprivacy: {eps: 1}\n", "there are cohort, cohort_epsilon, delta"),
+        ("manifest: m.csv\negress: {metrics: [loss, age]}\n", "egress.metrics: age is not a choice: take one of loss"),
+        ("manifest: m.csv\negress: {minimum_cohort: few}\n", "'few' is not a whole number"),
+        ("manifest: m.csv\negress: {maximum_mb: 0}\n", "egress.maximum_mb: 0 is out of range"),
         ("manifest: m.csv\nname: [\n", "line 3 is not YAML"),
         ("- a\n", "holds no settings"),
     ],
@@ -71,22 +83,44 @@ def test_a_site_that_requires_privacy_takes_part_in_no_run_without(hospitals, ca
 
 
 def test_over_messages_the_refusal_is_a_code_and_the_words_stay(tmp_path, hospitals, cache, caplog):
-    from flwr.app import Context, Message, RecordDict
-
-    from client.app import app
-    from medmap_model import contract
-    from simulation.engines import InProcessGrid
-
-    InProcessGrid(app, 1, {})  # stamps messages as Flower's runtime does
-    path = write(tmp_path, f"manifest: {hospitals['east']}\nprivacy: {{required: true}}\n")
-    context = Context(
-        run_id=1, node_id=2, node_config={"site-file": str(path)}, state=RecordDict(),
-        run_config={"config": to_json(small_config()), "cache-dir": str(cache)},
-    )  # fmt: skip
+    site = write(tmp_path, f"manifest: {hospitals['east']}\nprivacy: {{required: true}}\n")
     with caplog.at_level(logging.ERROR, "medmap.client"):
-        reply = app(Message(RecordDict(), dst_node_id=2, message_type="query", group_id="join"), context)
-    assert reply.content[contract.REFUSAL]["code"] == "policy"
-    assert "site.yaml" in caplog.text and "site.yaml" not in str(reply.content)
+        content = ask(site, cache, "query", RecordDict())
+    assert content[contract.REFUSAL]["code"] == "policy"
+    assert "site.yaml" in caplog.text and "site.yaml" not in str(content)
+
+
+def ask(site: Path, cache: Path, kind: str, content: RecordDict, *settings: str) -> RecordDict:
+    """What the app of this site answers."""
+    InProcessGrid(app, 1, {})  # stamps messages as Flower's runtime does
+    context = Context(
+        run_id=1, node_id=2, node_config={"site-file": str(site)}, state=RecordDict(),
+        run_config={"config": to_json(small_config(*settings)), "cache-dir": str(cache)},
+    )  # fmt: skip
+    return app(Message(content, dst_node_id=2, message_type=kind, group_id="x"), context).content
+
+
+def test_a_hospital_with_few_patients_behind_a_number_takes_no_part(tmp_path, hospitals, cache, caplog):
+    """The fixture's hospital has 4 patients for validation."""
+    site = write(tmp_path, f"manifest: {hospitals['east']}\ncache_dir: {cache}\n")
+    assert ask(site, cache, "query", RecordDict())[contract.REFUSAL]["code"] == "egress"
+    assert "splits of 'val': 4" in caplog.text
+    write(tmp_path, f"manifest: {hospitals['east']}\ncache_dir: {cache}\negress: {{minimum_cohort: 4}}\n")
+    assert set(ask(site, cache, "query", RecordDict())) == {contract.CARD}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_budget_is_told_or_not_as_the_hospital_says(tmp_path, hospitals, cache, told):
+    text = f"manifest: {hospitals['east']}\ncache_dir: {cache}\nprivacy: {{ledger: n.db, epsilon: 3, tell_budget: {str(told).lower()}}}\n"
+    request = ConfigRecord(
+        {"request": contract.to_json(contract.Request(["brain"], epsilon=0.5, run="r", message="m"))}
+    )
+    settings = ("privacy=patient_dp", "stage.pretrain.rounds=0")
+    reply = ask(write(tmp_path, text), cache, "query.cohort", RecordDict({"request": request}), *settings)
+    receipt = json.loads(str(reply[contract.RECEIPT][contract.RECEIPT]))
+    assert receipt["seq"] == 2 and {k: receipt.get(k) for k in ("spent", "budget")} == (
+        {"spent": 0.5, "budget": 3.0} if told else {"spent": None, "budget": None}
+    )
 
 
 def test_a_run_cannot_choose_a_hospitals_ledger_or_budget(tmp_path, hospitals, cache):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -14,62 +12,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from server.provision.authority import Authority, utc_now
+from tests.server.hosts import BIN, Host, free_port, processes_of
 from tests.server.provisioned import Coordinator, write_plan
+from tests.server.tiny_app import APP
 
-BIN = Path(sys.executable).parent
-PROGRAMS = (b"flower-superlink", b"flower-supernode", b"flower-superexec", b"nginx")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kits' scripts read /proc")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-class Host:
-    """A machine with a kit on it: runs its scripts with ports of its own."""
-
-    def __init__(self, kit: Path, superlink_port: int) -> None:
-        self.kit = kit
-        self.env = os.environ | {
-            "PATH": f"{BIN}:{os.environ['PATH']}", "SUPERLINK": f"localhost:{superlink_port}", "RUNTIME_PORT": str(free_port()), "WAIT_S": "60"
-        }  # fmt: skip
-
-    def run(self, script: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [self.kit / script], env=self.env, cwd="/", capture_output=True, text=True, timeout=120, check=False
-        )
-
-    def ready(self) -> Host:
-        """As its engineer leaves it: with a site.yaml."""
-        shutil.copy(self.kit / "site.example.yaml", self.kit / "site.yaml")
-        return self
-
-
-def processes_of(folder: Path, *, wait_s: float = 10) -> list[str]:
-    """Flower's and nginx's processes that work in or below a folder and are still there after wait_s."""
-    end = time.monotonic() + wait_s
-    while (found := _processes(folder)) and time.monotonic() < end:
-        time.sleep(0.2)
-    return found
-
-
-def _processes(folder: Path) -> list[str]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command, where = (process / "cmdline").read_bytes(), (process / "cwd").resolve()
-        except OSError:
-            continue
-        if where.is_relative_to(folder) and any(p in command for p in PROGRAMS):
-            found.append(command.replace(b"\0", b" ").decode())
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +61,93 @@ def nodes(coordinator: Coordinator) -> list[str]:
 def test_a_site_with_a_registered_key_joins_and_leaves_by_its_scripts(coordinator, port):
     site = Host(coordinator.kits / "north", port)
     assert "there is no site.yaml yet" in site.run("start.sh").stderr
+    site.env["PASSWORD_OF_SOMETHING"] = "hush"
     begun = site.ready().run("start.sh")
     assert begun.returncode == 0 and "joined as north" in begun.stdout, begun.stdout + begun.stderr
     assert "online" in nodes(coordinator)
+    assert "hush" in site.environment_of(b"medmap-client"), "or the next line shows nothing"
+    worker = site.environment_of(b"flower-superexec")
+    assert "hush" not in worker and "SUPERLINK" not in worker and "FLWR_HOME=" in worker
     again = site.run("start.sh")
     assert again.returncode == 1 and "it runs already" in again.stderr
     assert site.run("stop.sh").stdout == "stopped\n" and processes_of(site.kit) == []
+    assert "online" not in nodes(coordinator), "it took its leave: it can come back at once"
     assert site.run("stop.sh").stdout == "it does not run\n"
     log = (site.kit / "node.log").read_text()
     assert "PRIVATE" not in log and (site.kit / "node.key").read_text().splitlines()[1] not in log
-    assert (site.kit / "node.log").stat().st_mode & 0o077 == 0
+    assert "Starting Flower SuperExec" in (site.kit / "worker.log").read_text()
+    for name in ("node.log", "worker.log", "worker.secret", "gate/audit.jsonl"):
+        assert (site.kit / name).stat().st_mode & 0o077 == 0, name
+
+
+@pytest.mark.slow
+def test_an_app_runs_once_it_is_approved_and_what_may_not_leave_stays(coordinator, port, tmp_path):
+    """One run of a small app: refused, approved without a restart, then a good answer, a forbidden one, and an exception."""
+    (tmp_path / "app").mkdir()
+    for name, text in APP.items():
+        (tmp_path / "app" / name).write_text(text)
+    site, server = Host(coordinator.kits / "north", port).ready(), Host(coordinator.kits / "server", port)
+    assert site.run("start.sh").returncode == 0
+    run = subprocess.Popen(
+        [server.kit / "flwr.sh", "run", tmp_path / "app", "medmap", "--stream"],
+        env=server.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 60
+        while "(bundle)" not in (log := (site.kit / "node.log").read_text()) and time.monotonic() < end:
+            time.sleep(0.2)
+        pending = list(site.kit.glob("gate/pending/*.fab"))
+        assert pending and f"medmap-client approve -s {site.kit}/site.yaml {pending[0]}" in log, log
+        subprocess.run(
+            [BIN / "medmap-client", "approve", "--yes", pending[0]], cwd=site.kit, capture_output=True, check=True
+        )
+        said, _ = run.communicate(timeout=120)
+    finally:
+        run.kill()
+        site.run("stop.sh")
+    answers = re.findall(r"ANSWER (\w+) (.*)", said)
+    assert answers[0][0] == "query" and "'code': 'bundle'" in answers[0][1], said
+    last = dict(answers)
+    assert "volumes" in last["query"] and "'code': 'egress'" in last["evaluate"], said
+    assert "error 2 the site failed; its own log has the incident" in last["train"], said
+    assert "4711" not in said and "4711" in (site.kit / "worker.log").read_text() + (site.kit / "node.log").read_text()
+    audit = subprocess.run(
+        [BIN / "medmap-client", "audit", site.kit / "gate" / "audit.jsonl"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "refused: bundle" in audit and "refused: egress" in audit and "sent: error" in audit and "4711" not in audit
+
+
+CLOCK = """\
+#!{python}
+import datetime as dt, time
+import flwr.supernode.node_auth_http_interceptor as signing
+now, real = signing.now, time.time
+signing.now = lambda: now() + dt.timedelta(minutes={signs})
+time.time = lambda: real() + 60 * {says}
+from client.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_site_whose_clock_is_ten_minutes_off_is_refused_and_told_why(coordinator, port, tmp_path):
+    """The clock of the gate's process alone is wrong. says: at the check before the start; signs: of what Flower signs."""
+    kit = tmp_path / "north"
+    shutil.copytree(coordinator.kits / "north", kit, ignore=shutil.ignore_patterns("gate", "kit.pid", "*.log*"))
+    (kit / ".venv" / "bin").mkdir(parents=True)
+    program = kit / ".venv" / "bin" / "medmap-client"
+    for says, signs, words in (
+        (10, 10, "s ahead of the server's"), (0, 10, "SuperNode terminated gracefully"),
+    ):  # fmt: skip
+        program.write_text(CLOCK.format(python=sys.executable, says=says, signs=signs))
+        program.chmod(0o755)
+        refused = Host(kit, port).ready().run("start.sh")
+        assert refused.returncode == 1 and words in refused.stderr and "joined" not in refused.stdout, refused.stderr
+        assert words.split()[0] == "SuperNode" or "timedatectl" in refused.stderr
+    assert "SuperNode ID" not in (kit / "node.log").read_text(), (
+        "a clock that jumps after the check: the server refuses"
+    )
+    assert processes_of(kit) == []
 
 
 @pytest.mark.slow
@@ -157,8 +185,16 @@ def test_an_expired_server_certificate_is_refused_by_sites_and_by_the_servers_ow
     expired = Host(kit, port)
     expired.env["SUPERLINK_PORT"] = str(other := free_port())
     assert "server.crt expired on" in expired.run("start.sh").stderr
-    start = (kit / "start.sh").read_text()
-    (kit / "start.sh").write_text(start.replace("medmap-client verify .\n", "").replace("./admit.sh\n", ""))
+    # `medmap-server up` does not serve with it either: so the SuperLink alone.
+    expired.env["PROGRAM"] = "flower-superlink"
+    (kit / "start.sh").write_text(
+        """#!/usr/bin/env bash
+. "$(dirname "$(readlink -f "$0")")/common.sh"
+mkdir -p state
+background "Uvicorn running" superlink.log flower-superlink --port "$SUPERLINK_PORT" --ssl-certfile server.crt --ssl-keyfile server.key \\
+  --ssl-ca-certfile ca.crt --enable-supernode-auth --database state/state.db
+"""
+    )
     try:
         assert expired.run("start.sh").returncode == 0
         site = Host(coordinator.kits / "south", other).ready()
@@ -182,54 +218,6 @@ def test_a_revoked_site_is_put_out_while_it_is_online_and_does_not_come_back(coo
     refused = site.run("start.sh")
     assert refused.returncode == 1 and "[code: 2004]" in refused.stderr
     assert nodes(coordinator).count("unregistered") == 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
-def test_systemd_finds_nothing_wrong_with_the_units(coordinator, tmp_path):
-    for kit in ("server", "north"):
-        for unit in (coordinator.kits / kit / "systemd").iterdir():
-            host = Host(coordinator.kits / kit, 0)
-            done = subprocess.run([host.kit / "service.sh", unit.name], capture_output=True, text=True, check=True)
-            assert "KIT_" not in done.stdout and (unit.suffix == ".timer" or str(host.kit) in done.stdout)
-            nginx = Path("/usr/sbin/nginx")
-            text = done.stdout if nginx.exists() else done.stdout.replace(str(nginx), "/bin/true")
-            (tmp_path / unit.name).write_text(text)
-    checked = subprocess.run(
-        ["systemd-analyze", "verify", *tmp_path.iterdir()], capture_output=True, text=True, timeout=60, check=False
-    )
-    mine = [line for line in checked.stderr.splitlines() if "medmap" in line]
-    assert checked.returncode == 0 and not mine, checked.stderr
-
-
-def locations(text: str) -> dict[str, list[str]]:
-    """The location blocks of an nginx configuration by what they match; checks braces and semicolons on the way."""
-    plain = re.sub(r"#.*", "", text)
-    found: dict[str, list[str]] = {}
-    stack: list[str] = []
-    for statement, end in re.findall(r"([^{};]*)([{};])", plain):
-        words = " ".join(statement.split())
-        assert (end == "}") == (not words), f"'{words}' before '{end}'"
-        if end == "{":
-            stack.append(words)
-        elif end == "}":
-            stack.pop()
-        elif stack and stack[-1].startswith("location"):
-            found.setdefault(stack[-1].removeprefix("location "), []).append(words)
-    assert not stack and not re.sub(r"[^{};]*[{};]", "", plain).strip()
-    return found
-
-
-def test_the_nginx_configuration_passes_the_fleet_api_and_nothing_else(tmp_path):
-    write_plan(tmp_path)
-    text = (Coordinator(tmp_path).provisioned().kits / "server" / "nginx.conf").read_text()
-    blocks = locations(text)
-    assert set(blocks) == {"/v1/fleet/", "= /v1/fleet/register-node", "/"}
-    assert blocks["/"] == ["return 403"] == blocks["= /v1/fleet/register-node"]
-    assert "proxy_pass https://127.0.0.1:18443/v1/fleet/" in blocks["/v1/fleet/"]
-    assert "proxy_ssl_verify on" in blocks["/v1/fleet/"] and text.count("proxy_pass https") == 1
-    with pytest.raises(AssertionError):
-        locations(text.replace("return 403;", "return 403", 1))
 
 
 @pytest.mark.slow

@@ -31,12 +31,12 @@ background() {
   [ -f "$log" ] && mv "$log" "$log.1"
   setsid nohup "$@" >"$log" 2>&1 </dev/null &
   echo $! >kit.pid
-  for _ in $(seq "${WAIT_S:-60}"); do
+  for _ in $(seq "${WAIT_S:-90}"); do
     grep -q "$words" "$log" && return 0
     kill -0 "$(cat kit.pid)" 2>/dev/null || { end "$(cat kit.pid)"; tail -n 30 "$log" >&2; fail "it ended; the lines above are the end of $PWD/$log"; }
     sleep 1
   done
   tail -n 30 "$log" >&2
-  echo "${0##*/}: not there after ${WAIT_S:-60} s, it goes on trying: see $PWD/$log" >&2
+  echo "${0##*/}: not there after ${WAIT_S:-90} s, it goes on trying: see $PWD/$log" >&2
   return 2
 }
