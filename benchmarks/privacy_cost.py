@@ -1,14 +1,13 @@
 """What a private step costs over a plain one: CPU time and memory of clipping per patient and of noise. 48^3, 8 patients.
 
-    python -m benchmarks.privacy_cost [--models tiny small resnet10] [--cases "1 of 1" ...] [--rounds 5]
+    python -m benchmarks.privacy_cost [--models resnet10 tiny small resnet] [--cases "1 of 1" ...] [--rounds 5]
 
 Stage 2 of models with convolutional encoders, all parameters train, volumes of noise, one thread, no modality dropout. Plain:
-forward and backward of the batch's mean loss, a step of SGD. Private: `PatientGradients.clipped_sum`, by vmap in chunks of
-patients or one patient at a time (loop), then `PatientDPOptimizer.step_on` with noise from ChaCha20 or from torch. CPU
-seconds, medians over rounds in which all ways take turns. `step_mb`: how far a process of its own grows in its second step
-over what model and data take. Cases: patients of a federation with one modality; with four, all there; with four slots, only
-the first there (a private step computes empty slots too, a plain one does not). Writes benchmarks/results/privacy_cost.csv;
-models and cases that are not asked for keep their rows.
+forward and backward of the batch's mean loss, a step of SGD. Private: `clipped_sum` of an engine, some patients at a time, then
+`PatientDPOptimizer.step_on` with noise from ChaCha20 or from NumPy. CPU seconds, medians over rounds in which all ways take
+turns. `step_mb`: how far a process of its own grows in its second step over what model and data take. Cases: patients of a
+federation with one modality; with four, all there; with four slots, only the first there (vmap and the loop compute empty
+slots too). Writes benchmarks/results/privacy_cost.csv; models and cases that are not asked for keep their rows.
 """
 
 from __future__ import annotations
@@ -32,10 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.demo import RESULTS, write
+from client.privacy.engines import make_engine
 from client.privacy.gradients import PatientGradients, Vectors
 from client.privacy.losses import record_loss, without_modality_dropout
 from client.privacy.optimizer import PatientDPOptimizer
 from configs import load
+from configs.federated import PrivacyConfig
 from configs.schema import Config
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP, build_model
@@ -44,9 +45,11 @@ from medmap_model.text import build_text_encoder
 from medmap_model.vocabulary import Vocabulary
 
 PATIENTS, SIZE = 8, 48
-MODELS = ("tiny", "small", "resnet10")
+MODELS = ("resnet10", "tiny", "small", "resnet")
 CASES = {"1 of 1": (1, 1), "4 of 4": (4, 4), "1 of 4": (4, 1)}  # modality slots, how many of them are there
-PLAIN, WAYS = "plain", {"vmap, 1": 1, "vmap, 2": 2, "vmap, 4": 4, "vmap, 8": 8, "loop": 0}  # patients per call
+PLAIN = "plain"
+WAYS = {f"{engine}, {chunk}": (engine, chunk) for engine in ("layers", "vmap") for chunk in (2, 4, 8)}
+WAYS["loop"] = ("loop", 0)  # an engine and its patients per call
 
 
 class Bench:
@@ -64,6 +67,7 @@ class Bench:
         label, no_report = torch.arange(PATIENTS) % 2, torch.zeros(PATIENTS, dtype=torch.bool)
         self.batch = Batch("brain", volumes, present, label, nothing, no_report)
         self.named = dict(self.model.named_parameters())
+        self.engines: dict[str, PatientGradients] = {}
 
     def plain(self) -> None:
         """One step without privacy."""
@@ -73,11 +77,16 @@ class Bench:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    def clipped(self, chunk: int) -> Vectors:
+    def clipped(self, way: str) -> Vectors:
         """The first half of a private step."""
-        loss = record_loss(self.config, "finetune", progress=0.5)
-        engine = PatientGradients(self.model, loss, list(self.named), clip_norm=0.5, chunk=chunk)
-        return engine.clipped_sum(self.batch)
+        if way not in self.engines:
+            kind, chunk = WAYS[way]
+            loss, privacy = (
+                record_loss(self.config, "finetune", progress=0.5),
+                PrivacyConfig(clip_norm=0.5, chunk=chunk),
+            )
+            self.engines[way] = make_engine(kind, self.model, loss, list(self.named), privacy)
+        return self.engines[way].clipped_sum(self.batch)
 
     def noise(self, sums: Vectors, *, chacha: bool) -> None:
         """The second half."""
@@ -101,11 +110,11 @@ def _model(config: Config, slots: int) -> MedMAP:
 
 
 def times(bench: Bench, rounds: int) -> dict[str, float]:
-    """Way -> CPU seconds; `chacha` and `torch` are noise and step alone."""
+    """Way -> CPU seconds; `chacha` and `numpy` are noise and step alone."""
     sums: Vectors = {name: torch.zeros_like(p) for name, p in bench.named.items()}
     work: dict[str, Callable[[], Any]] = {PLAIN: bench.plain}
-    work |= {way: functools.partial(bench.clipped, chunk) for way, chunk in WAYS.items()}
-    work |= {"chacha": lambda: bench.noise(sums, chacha=True), "torch": lambda: bench.noise(sums, chacha=False)}
+    work |= {way: functools.partial(bench.clipped, way) for way in WAYS}
+    work |= {"chacha": lambda: bench.noise(sums, chacha=True), "numpy": lambda: bench.noise(sums, chacha=False)}
     seconds: dict[str, list[float]] = {way: [] for way in work}
     for _ in range(rounds + 1):
         for way, do in work.items():
@@ -125,7 +134,7 @@ def memory_mb(bench: Bench, way: str) -> float:
         if way == PLAIN:
             bench.plain()
         else:
-            bench.noise(bench.clipped(WAYS[way]), chacha=True)
+            bench.noise(bench.clipped(way), chacha=True)
     return _status_mb("VmHWM") - before
 
 
@@ -158,12 +167,12 @@ def measure(model: str, case: str, *, rounds: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for way in (PLAIN, *WAYS):
         private = way != PLAIN
-        noise = {n: seconds[n] * private for n in ("chacha", "torch")}
+        noise = {n: seconds[n] * private for n in ("chacha", "numpy")}
         row: dict[str, Any] = {
             "model": model, "case": case, "way": way, "parameters": sum(p.numel() for p in bench.named.values()),
             "gradient_s": seconds[way], **{f"noise_{n}_s": s for n, s in noise.items()},
             **{f"time_{n}": (seconds[way] + s) / seconds[PLAIN] for n, s in noise.items()},
-            "step_mb": grown[way], "memory": grown[way] / grown[PLAIN],
+            "time_gradient": seconds[way] / seconds[PLAIN], "step_mb": grown[way], "memory": grown[way] / grown[PLAIN],
         }  # fmt: skip
         rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
     return rows
@@ -178,13 +187,22 @@ def main() -> None:
     path = RESULTS / "privacy_cost.csv"
     RESULTS.mkdir(exist_ok=True)
     table = Table(
-        "model", "present", "way", "gradient s", "noise s", "time / plain", "(torch's noise)", "MB", "MB / plain",
+        "model", "present", "way", "gradient s", "noise s", "time / plain", "(NumPy's noise)", "gradient / plain",
+        "MB", "MB / plain",
         box=box.SIMPLE,
     )  # fmt: skip
     for model, case in itertools.product(args.models, args.cases):
         rows = measure(model, case, rounds=args.rounds)
         for r in rows:
-            figures = ("gradient_s", "noise_chacha_s", "time_chacha", "time_torch", "step_mb", "memory")
+            figures = (
+                "gradient_s",
+                "noise_chacha_s",
+                "time_chacha",
+                "time_numpy",
+                "time_gradient",
+                "step_mb",
+                "memory",
+            )
             table.add_row(model, case, r["way"], *(f"{r[f]:.2f}" for f in figures))
         write(path, _others(path, model, case) + rows)
         print(*(f"{r['way']}: {r['time_chacha']:.2f}" for r in rows), sep="; ", flush=True)

@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from client.preprocess import nyul
+from client.privacy.engines import make_engine, refuse_if_wrong, uneven
 from client.privacy.losses import record_loss, summed, tensors, without_modality_dropout
 from client.privacy.synthetic import synthetic_batch
 from client.privacy.training import network_to_train
@@ -28,6 +30,7 @@ _PASSED: WeakKeyDictionary[nn.Module, set[tuple[str, str, tuple[str, ...]]]] = W
 
 def check_settings(config: Config) -> None:
     """Raise ConfigError for the first setting that contradicts `privacy.kind=patient_dp`."""
+    nyul.check(config)
     stage = config.stage
     wrong = (
         (
@@ -85,8 +88,9 @@ def check_model(
 ) -> None:
     """Raise ConfigError unless the model can train privately, tried on made-up patients before any real one is touched.
 
-    Layers (`check_layers`); of each stage and organ a loss in which no patient depends on another (`coupling`), adapters and
-    hooks where they are asked for. stages: None: those that have rounds. organs: None: all of the vocabulary.
+    Layers (`check_layers`); of each stage and organ a loss in which no patient depends on another (`coupling`), adapters
+    where they are asked for, and an engine that is not right for every model. stages: None: those that have rounds. organs:
+    None: all of the vocabulary.
     """
     check_layers(model)
     config = without_modality_dropout(config)
@@ -109,11 +113,9 @@ def check_model(
                     "itself), which breaks the guarantee; take a loss of each patient alone, as "
                     "stage.pretrain.objective=bank"
                 )
-            if config.privacy.engine == "hooks":
-                from client.privacy.hooks import HookGradients, refuse_if_wrong
-
-                engine = HookGradients(network, loss, names, clip_norm=config.privacy.clip_norm, chunk=3)
-                refuse_if_wrong(engine, made_up(patients=3))
+            if config.privacy.engine in ("hooks", "layers"):
+                engine = make_engine(config.privacy.engine, network, loss, names, replace(config.privacy, chunk=3))
+                refuse_if_wrong(engine, uneven(made_up(patients=3)))
 
 
 def check_once(model: MedMAP, config: Config, *, run: str, stage: str, organs: tuple[str, ...]) -> None:

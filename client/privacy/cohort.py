@@ -13,9 +13,10 @@ import numpy as np
 from client.manifest import SPLITS
 from client.privacy.releases import with_noise
 from client.records import SiteRecords
+from medmap_model import landmarks, shift
 from medmap_model.accounting import Cost
 from medmap_model.randomness import SecretRandom
-from medmap_model.releases import INTENSITY, UNIT, WORDS, cohort_tables
+from medmap_model.releases import FINE, INTENSITY, UNIT, WORDS, cohort_tables
 from medmap_model.vocabulary import Organ
 
 
@@ -67,6 +68,15 @@ def cohort(records: SiteRecords, organ: Organ, tables: Sequence[str]) -> dict[st
             for slot, cube in zip(slots, cubes.float().numpy(), strict=True):
                 share = np.histogram(cube, INTENSITY)[0] / cube.size
                 found["intensity"][slot] += np.floor(share * UNIT).astype(np.int64)
+        if "moments" in found:
+            for slot, cube in zip(slots, cubes.float().numpy(), strict=True):
+                found["moments"][slot] += np.fix(FINE * shift.released_sums(shift.features(cube)[None])).astype(
+                    np.int64
+                )
+        if "landmarks" in found:
+            for slot, cube in zip(slots, cubes.float().numpy(), strict=True):
+                row = landmarks.released_sums([landmarks.landmarks_of(cube[shift.foreground(cube)])])
+                found["landmarks"][slot] += np.fix(FINE * row).astype(np.int64)
         if "report_words" in found:
             words = len((study.report or "").split())
             found["report_words"][np.searchsorted(WORDS, words, side="right") - 1] += 1

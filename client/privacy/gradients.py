@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from client.privacy.losses import RecordLoss, tensors
+from client.privacy.shares import Share, add_weighted, norms, rows
 from medmap_model.batch import Batch
 from medmap_model.encoders import refuse_running_statistics
 
@@ -29,6 +30,8 @@ class PatientGradients:
     Raises ModelError for a model with running statistics, which would leak unclipped.
     """
 
+    kind = "vmap"
+
     def __init__(
         self, model: nn.Module, loss: RecordLoss, parameters: Iterable[str], *, clip_norm: float, chunk: int
     ) -> None:
@@ -37,30 +40,31 @@ class PatientGradients:
             raise ValueError(f"clip_norm={clip_norm}: take a number above 0")
         self.model, self.loss, self.clip_norm, self.chunk = model, loss, clip_norm, chunk
         self.names = list(parameters)
-        self._shell = _Shell(model, loss)
+        self._shell = Shell(model, loss)
 
     def clipped_sum(self, batch: Batch) -> Vectors:
         """Parameter -> sum over the batch's patients of their clipped gradients; zeros for an empty batch."""
         trained, constants = self._split()
         total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in trained.items()}
-        for start in range(0, len(batch), max(1, self.chunk)):
-            part = tensors(batch.rows(slice(start, start + max(1, self.chunk))))
+        at_once = max(1, self.chunk)
+        for start in range(0, len(batch), at_once):
+            part = tensors(batch.rows(slice(start, start + at_once)))
             gradients = self._gradients(trained, constants, part, batch.organ)
-            factor = self._factors(gradients)
-            counts = factor > 0  # no product for the others: 0 * nan is nan
-            for name, g in gradients.items():
-                rows = g if counts.all() else g[counts]
-                total[name].view(-1).addmv_(
-                    rows.float().reshape(len(rows), total[name].numel()).T, factor[counts].float()
-                )
+            if gradients:
+                factor = self._factors(norms(gradients.values(), at_once=at_once))
+                for name, share in gradients.items():
+                    add_weighted(total[name], share, factor)
         return total
 
     def each(self, batch: Batch) -> Vectors:
         """Parameter -> (patients, *shape): gradients as they are, not clipped. Of made-up patients only."""
-        return self._gradients(*self._split(), tensors(batch), batch.organ)
+        trained, constants = self._split()
+        found = self._gradients(trained, constants, tensors(batch), batch.organ)
+        none = {n: p.new_zeros(len(batch), *p.shape) for n, p in trained.items() if n not in found}
+        return {n: rows(share).reshape(len(batch), *trained[n].shape) for n, share in found.items()} | none
 
-    def _gradients(self, trained: Vectors, constants: Vectors, part: Vectors, organ: str) -> Vectors:
-        """Parameter -> (patients, *shape)."""
+    def _gradients(self, trained: Vectors, constants: Vectors, part: Vectors, organ: str) -> Mapping[str, Share]:
+        """Parameter -> what each patient gives it; a parameter that no loss used may be left out."""
 
         def of_one(weights: Vectors, record: Vectors) -> Tensor:
             one = Batch(organ=organ, **{k: v[None] for k, v in record.items()})
@@ -72,12 +76,8 @@ class PatientGradients:
         each = [grad(of_one)(trained, {k: v[i] for k, v in part.items()}) for i in range(len(part["label"]))]
         return {name: torch.stack([g[name] for g in each]) for name in trained}
 
-    def _factors(self, gradients: Mapping[str, Tensor]) -> Tensor:
+    def _factors(self, norm: Tensor) -> Tensor:
         """(patients,) float64: min(1, C / norm), and 0 where the norm is not finite or a factor would be no normal float32."""
-        norms = [
-            torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=torch.float64) for g in gradients.values()
-        ]
-        norm = torch.stack(norms).norm(dim=0)
         factor = (self.clip_norm * (1 - 1e-6) / norm.clamp(min=1e-12)).clamp(max=1.0)
         return torch.where(norm <= _LARGEST * self.clip_norm, factor, torch.zeros_like(norm))
 
@@ -88,7 +88,7 @@ class PatientGradients:
         return trained, constants | dict(self.model.named_buffers())
 
 
-class _Shell(nn.Module):
+class Shell(nn.Module):
     """Makes a loss of a model callable as a module, so that `functional_call` can swap the weights."""
 
     def __init__(self, model: nn.Module, loss: RecordLoss) -> None:
@@ -96,4 +96,5 @@ class _Shell(nn.Module):
         self.model, self._loss = model, loss
 
     def forward(self, batch: Batch) -> Tensor:
+        """A scalar."""
         return self._loss(self.model, batch)

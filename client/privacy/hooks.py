@@ -2,7 +2,7 @@
 
 Opacus (Yousefpour et al. 2021, arXiv 2109.12298) takes the first axis of whatever enters a layer for the patients. Where it
 is not, or where a parameter is used outside its layer's own call, the result is wrong without a word. So this engine is
-tried on made-up patients first (`refuse_if_wrong`) and refused wherever a loop says otherwise: in MedMAP, for the text
+tried on made-up patients first (`engines.refuse_if_wrong`) and refused wherever a loop says otherwise: in MedMAP, for the text
 projection, through which texts pass rather than patients, and for all of MedMAP's own fusion.
 """
 
@@ -13,21 +13,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-import torch
 from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 
 from client.privacy.gradients import PatientGradients, Vectors
-from client.privacy.losses import alike
+from client.privacy.losses import RecordLoss, alike
 from configs.setting import ConfigError
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP
 
-_TOLERANCE = 1e-6  # relative, in float64
-
 
 class HookGradients(PatientGradients):
-    """As `PatientGradients`, with the gradients of a chunk of patients from one backward pass with hooks."""
+    """As `PatientGradients`, with the gradients of a chunk of patients from one backward pass with hooks.
+
+    Raises ConfigError for a convolution that pads with anything but zeros: Opacus would take zeros.
+    """
+
+    kind = "hooks"
+
+    def __init__(
+        self, model: nn.Module, loss: RecordLoss, parameters: list[str], *, clip_norm: float, chunk: int
+    ) -> None:
+        super().__init__(model, loss, parameters, clip_norm=clip_norm, chunk=chunk)
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.modules.conv._ConvNd) and layer.padding_mode != "zeros":
+                raise ConfigError(
+                    f"privacy.engine=hooks: {name} pads with padding_mode={layer.padding_mode}, for which Opacus takes zeros and "
+                    "gives wrong gradients; take privacy.engine=auto"
+                )
 
     def clipped_sum(self, batch: Batch) -> Vectors:
         """Patients are taken in parts in which the mean loss times the number of patients is the sum of their losses."""
@@ -44,36 +57,6 @@ class HookGradients(PatientGradients):
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # a first layer's input has no gradient
             (len(batch) * self._shell(batch)).backward()
             return {name: _rows(p, name, len(batch)) for name, p in named.items()}
-
-
-def refuse_if_wrong(engine: HookGradients, batch: Batch) -> None:
-    """Raise ConfigError, in a sentence, unless hooks and a loop give the same gradient for every patient of the batch.
-
-    batch: made-up patients, all of the same part (`losses.alike`). The engine's model is a copy that can be spoilt (hooks that
-    fail stay where they are), in float64 and evaluation mode; its loss is without modality dropout.
-    """
-    model = engine.model
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.modules.conv._ConvNd) and layer.padding_mode != "zeros":
-            raise ConfigError(
-                f"privacy.engine=hooks: {name} pads with padding_mode={layer.padding_mode}, for which Opacus takes zeros and "
-                "gives wrong gradients; take privacy.engine=auto"
-            )
-    loop = PatientGradients(model, engine.loss, engine.names, clip_norm=engine.clip_norm, chunk=0)
-    try:
-        found, expected = engine.each(batch), loop.each(batch)
-    except Exception as error:  # whatever a layer that cannot be hooked raises
-        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-        raise ConfigError(
-            f"privacy.engine=hooks: Opacus cannot hook this model ({reason}); take privacy.engine=auto"
-        ) from None
-    size = torch.stack([g.norm() for g in expected.values()]).norm()
-    for name, right in expected.items():
-        if (found[name] - right).norm() > _TOLERANCE * torch.maximum(right.norm(), 1e-3 * size):
-            raise ConfigError(
-                f"privacy.engine=hooks: Opacus' gradient of {name} is not that of each patient alone; take "
-                "privacy.engine=auto, or privacy.trainable=norms"
-            )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import nn
 from client.privacy.adapters import TRAINED, adapted, merge
 from client.privacy.engines import build_engine
 from client.privacy.gradients import PatientGradients
-from client.privacy.losses import record_loss
+from client.privacy.losses import record_loss, without_modality_dropout
 from client.privacy.optimizer import PatientDPOptimizer
 from client.privacy.synthetic import synthetic_batch
 from client.records import SiteRecords
@@ -123,12 +123,16 @@ class PrivateTrainer:
         trial = synthetic_batch(
             network,
             organ,
-            patients=privacy.chunk,
+            patients=min(privacy.chunk or 4, 8),
             size=self.config.data.volumes.size,
             negatives=self.config.stage.pretrain.hard_negatives,
         )
-        loss = record_loss(self.config, task.stage, progress=task.round / max(1, task.rounds))
-        return build_engine(network, loss, names, privacy, trial)
+        loss, steady = (
+            record_loss(config, task.stage, progress=task.round / max(1, task.rounds))
+            for config in (self.config, without_modality_dropout(self.config))
+        )
+        settings = f"{task.stage} {getattr(self.config.stage, task.stage)}"
+        return build_engine(network, loss, names, privacy, settings=settings, steady=steady, trial=trial)
 
     def _learning_rate(self, task: Task) -> float:
         settings: OptimConfig = getattr(self.config.stage, task.stage)

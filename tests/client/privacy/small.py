@@ -49,11 +49,13 @@ def build(
     fusion: str = "compact",
     encoder: EncoderConfig | None = None,
     spec: dict[str, Any] = SPEC,
+    **changes: Any,
 ) -> MedMAP:
     config = ModelConfig(
         encoder=encoder or EncoderConfig(width=8, size=16),
         embed_dim=16,
         fusion=FusionConfig(kind=fusion, heads=2, dropout=0.0),
+        **changes,
     )
     text = build_text_encoder(TextConfig(kind="hash", dim=32))
     return build_model(config, Vocabulary.from_dict(spec), text, seed=0).double().eval()
