@@ -76,9 +76,9 @@ def measure(grid: Any, sites: int, rounds: int) -> tuple[float, list[float]]:
             folder=Path(folder),
             sites=sites,
         )
-        members = f.join()
+        f.join()
         begun = time.perf_counter()
-        f._run_stage("finetune", members)
+        f._run_stage("finetune")
         return (time.perf_counter() - begun) / rounds, [line["wall_s"] for line in f.history]
 
 

@@ -53,7 +53,7 @@ def load(overrides: Sequence[str] = ()) -> Config:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(ROOT), version_base="1.3"):
-            composed = compose("config", overrides=[o for o in overrides if not o.startswith("variant=")])
+            composed = compose("config", overrides=[_opened(o) for o in overrides if not o.startswith("variant=")])
         for override in overrides:
             if override.startswith("variant="):
                 composed.variant = override.partition("=")[2]
@@ -141,7 +141,7 @@ def _check_override(override: str) -> None:
             raise ConfigError(f"{key}={value} is not a choice: take one of {', '.join(choices(key))}")
         return
     known = [k for k, _, _ in keys()]
-    if key in known:
+    if key in known or key.startswith(_open_keys()):
         return
     if any(k.startswith(f"{key}.") for k in known):
         inside = ", ".join(k for k in known if k.startswith(f"{key}."))
@@ -149,6 +149,17 @@ def _check_override(override: str) -> None:
     near = difflib.get_close_matches(key, [*known, *GROUPS], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`medmap-sim config` lists them all."
     raise ConfigError(f"{key}={value}: there is no setting '{key}'; {hint}")
+
+
+def _open_keys() -> tuple[str, ...]:
+    """Settings that hold names of the user's own (`strategy.site_timeout_s.north`), each with its dot."""
+    return tuple(f"{k}." for k, default, _ in keys() if isinstance(default, dict))
+
+
+def _opened(override: str) -> str:
+    """An override as Hydra wants it: of such a setting as an addition."""
+    key = override.partition("=")[0]
+    return f"++{override}" if f"{key}.".startswith(_open_keys()) else override
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from medmap_model.compression import blocks, restore
+
 Vectors = dict[str, np.ndarray]
 _FLOAT32 = np.dtype(np.float32)
 
@@ -50,6 +52,27 @@ def check(
     missing = sorted(set(owned) - set(update))
     if missing:
         raise UpdateRefused(f"module group '{missing[0]}' is missing")
+
+
+def restored(
+    numbers: Mapping[str, np.ndarray],
+    scales: Mapping[str, np.ndarray],
+    owned: Mapping[str, int],
+    current: Mapping[str, np.ndarray],
+    *,
+    dtype: np.dtype,
+) -> Vectors:
+    """The update that a compressed change stands for, group -> (n,) float32; may be infinite. Raises UpdateRefused.
+
+    numbers, scales: as `medmap_model.compression` makes them of the change from current, the global model.
+    """
+    check(numbers, owned, current, dtype=dtype)
+    try:
+        check(scales, owned, {group: np.empty(blocks(len(current[group]))) for group in owned})
+    except UpdateRefused as error:
+        raise UpdateRefused(f"its scales: {error}") from None
+    with np.errstate(over="ignore"):
+        return {group: current[group] + restore(vector, scales[group]) for group, vector in numbers.items()}
 
 
 class Aggregator:

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from medmap_model.checkpoint import CheckpointError
-from medmap_model.checkpoint import latest as latest
+from medmap_model.checkpoint import latest as newest
 
 Layout = Mapping[str, list[tuple[str, Any]]]
+_ASIDE = ".old"
 
 
 def to_tensors(vectors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
@@ -70,27 +71,57 @@ def save(
     state: Mapping[str, Any],
     *,
     beside: Mapping[str, bytes] | None = None,
+    durable: bool = False,
 ) -> Path:
     """Write `folder/name`, then drop every other checkpoint but those that `state` names as `best` and `pretrained`.
 
-    beside: file name -> content of what else lies in it (`medmap_model.checkpoint.Companions`).
+    One of that name is put aside until the new one is there: `latest` finds one of the two, wherever this is cut off.
+    beside: file name -> content of what else lies in it (`medmap_model.checkpoint.Companions`). durable: on the disk before
+    another is dropped, so that a power cut leaves a whole one; waiting for the disk is slow against a simulated round.
     """
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    temporary, final = folder / f".{name}.tmp", folder / name
+    temporary, final, aside = folder / f".{name}.tmp", folder / name, folder / f".{name}{_ASIDE}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     save_file(to_tensors(vectors, layout), temporary / "model.safetensors", metadata={"name": name})
     for file, content in (beside or {}).items():
         (temporary / file).write_bytes(content)
     write_json(temporary / "state.json", dict(state))
-    shutil.rmtree(final, ignore_errors=True)
+    if durable:
+        for path in (*temporary.iterdir(), temporary):
+            _to_disk(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        os.replace(final, aside)
     os.replace(temporary, final)
+    if durable:
+        _to_disk(folder)
     for other in folder.iterdir():
         if other.is_dir() and other.name not in (name, state.get("best"), state.get("pretrained")):
             shutil.rmtree(other, ignore_errors=True)
     return final
+
+
+def _to_disk(path: Path) -> None:
+    """Return when the disk holds a file, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder, None without one; one that a cut-off `save` had put aside is put back first."""
+    for aside in folder.glob(f".*{_ASIDE}"):
+        final = folder / aside.name[1:].removesuffix(_ASIDE)
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.replace(aside, final)
+    return newest(folder)
 
 
 def load(path: Path, layout: Layout) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.common.constant import SType
+from flwr.common.constant import ErrorCode, SType
 from flwr.serverapp import Grid
 
 from medmap_model import contract
 from medmap_model.contract import Card, Task
 
 _POLL_S = 0.5  # between two looks for replies; none where the grid runs a site when it is asked
+# A message lives this much longer than its reply is waited for. Whether that is late is judged here alone, and a site's clock
+# may be ahead: Flower lets in one of 5 s, and drops a reply whose message has run out by the site's clock.
+_GRACE_S = 10.0
+_UNANSWERED = {ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
+_LARGEST_COUNT = 1 << 29  # float64 sums of float32 times a number below it are exact (`aggregation`)
+_RECEIPT = {"ledger", "seq", "hash"}  # what a site wants back of its receipt
 
 
 class Broadcast:
@@ -32,9 +38,18 @@ class Broadcast:
         return ArrayRecord({g: self._arrays[g] for g in groups})
 
     def message(
-        self, node: int, kind: str, groups: Iterable[str], task: Task, secure: Mapping[str, Any] | None = None
+        self,
+        node: int,
+        kind: str,
+        groups: Iterable[str],
+        task: Task,
+        secure: Mapping[str, Any] | None = None,
+        *,
+        wait_s: float,
     ) -> Message:
-        """A `train` or `evaluate` message with those module groups. secure: how to mask the update, if it is to be masked."""
+        """A `train` or `evaluate` message with those module groups. secure: how to mask the update, if it is to be masked.
+        wait_s: how long its reply is waited for; Flower hands it to no site much later.
+        """
         content = RecordDict(
             {
                 contract.ARRAYS: self.arrays(groups),
@@ -43,7 +58,8 @@ class Broadcast:
         )
         if secure is not None:
             content[contract.SECURE] = record(contract.SECURE, secure)
-        return Message(content, dst_node_id=node, message_type=kind, group_id=f"{task.stage}-{task.round}")
+        group = f"{task.stage}-{task.round}"
+        return Message(content, dst_node_id=node, message_type=kind, group_id=group, ttl=ttl_s(wait_s))
 
 
 def record(name: str, value: Any) -> ConfigRecord:
@@ -51,28 +67,53 @@ def record(name: str, value: Any) -> ConfigRecord:
     return ConfigRecord({name: contract.to_json(value)})
 
 
-def query(node: int) -> Message:
+def ttl_s(wait_s: float) -> float:
+    """How long Flower may keep a message whose reply is waited for so long: a site is to do no task whose round is over."""
+    return wait_s + _GRACE_S
+
+
+def query(node: int, *, wait_s: float) -> Message:
     """Ask a site for its card."""
-    return Message(RecordDict(), dst_node_id=node, message_type="query", group_id="join")
+    return Message(RecordDict(), dst_node_id=node, message_type="query", group_id="join", ttl=ttl_s(wait_s))
 
 
-def collect(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> Iterator[tuple[int, Message]]:
-    """Send, then yield (node, reply) as each arrives, until all have or the time is up. A late reply is left behind."""
-    messages = list(messages)
+def collect(
+    grid: Grid,
+    messages: Iterable[Message],
+    *,
+    timeout_s: float,
+    own_s: Mapping[int, float] | None = None,
+    cut_s: Callable[[], float] | None = None,
+    late: dict[int, str] | None = None,
+) -> Iterator[tuple[int, Message]]:
+    """Send, then yield (node, reply) as each arrives, until all have or the time is up. A late reply is left behind.
+
+    Seconds count from the sending. own_s: nodes that are waited for less than `timeout_s`. cut_s: asked at each look, after
+    how long nobody is waited for any more. late: takes node -> message id of each that is left behind at work. Where the grid
+    runs a site when it is asked, no site is slower than another, and `timeout_s` alone counts.
+    """
+    messages, begun = list(messages), time.monotonic()
     nodes = [m.metadata.dst_node_id for m in messages]
-    waiting = dict(zip(grid.push_messages(messages), nodes, strict=True))
-    deadline = time.monotonic() + timeout_s
+    pushed = zip(grid.push_messages(messages), nodes, strict=True)
+    waiting = {key: node for key, node in pushed if key}  # no key: the node has been shut out meanwhile
+    immediate = getattr(grid, "immediate", False)
     while waiting:
+        looked_s = time.monotonic() - begun  # an answer that came while others were taken in is not late
         replies = list(grid.pull_messages(list(waiting)))
         for reply in replies:
             # An error reply of the runtime carries the server's own node id: the message it answers tells the site.
             node = waiting.pop(reply.metadata.reply_to_message_id, None)
             if node is not None:
                 yield node, reply
-        if time.monotonic() > deadline:
+        if immediate and time.monotonic() - begun > timeout_s:
             return
-        if not replies:
-            time.sleep(0.0 if getattr(grid, "immediate", False) else _POLL_S)
+        for key, node in list(waiting.items()) if not immediate else ():
+            if looked_s > min(timeout_s, (own_s or {}).get(node, timeout_s), cut_s() if cut_s else timeout_s):
+                del waiting[key]
+                if late is not None:
+                    late[node] = key
+        if waiting and not replies:
+            time.sleep(0.0 if immediate else _POLL_S)
 
 
 def ask(
@@ -85,6 +126,7 @@ def ask(
             dst_node_id=node,
             message_type=f"query.{step}",
             group_id=step,
+            ttl=ttl_s(timeout_s),
         )
         for node, body in bodies.items()
     ]
@@ -103,6 +145,11 @@ def ask(
     return answers, silent
 
 
+def unanswered(reply: Message) -> bool:
+    """Whether the runtime itself says that there will be no reply: the site went offline, or the message ran out."""
+    return reply.has_error() and reply.error.code in _UNANSWERED
+
+
 def refusal(reply: Message) -> str | None:
     """Why a reply holds no result, in words of our own; None when it does. Never a text that a site wrote."""
     if reply.has_error():
@@ -116,11 +163,17 @@ def refusal(reply: Message) -> str | None:
 
 
 def card(reply: Message) -> Card:
-    """The card in a reply to `query`. Raises ValueError when it is not one."""
+    """The card in a reply to `query`. Raises ValueError when it is not one, or has counts that nobody can weigh by."""
     try:
-        return Card(**json.loads(str(reply.content[contract.CARD][contract.CARD])))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        found = Card(**json.loads(str(reply.content[contract.CARD][contract.CARD])))
+        counts = [*found.volumes.values(), *found.studies.values(), *found.splits.values()]
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"the reply holds no card ({type(error).__name__})") from None
+    if not (isinstance(found.site, str) and found.site):
+        raise ValueError("its card has no name")
+    if not all(type(n) is int and 0 <= n < _LARGEST_COUNT for n in counts):
+        raise ValueError("its card counts patients or volumes in something else than whole numbers from 0 to 2^29")
+    return found
 
 
 def update(reply: Message) -> dict[str, np.ndarray]:
@@ -128,6 +181,16 @@ def update(reply: Message) -> dict[str, np.ndarray]:
     record = reply.content.get(contract.ARRAYS)
     if not isinstance(record, ArrayRecord):
         raise ValueError("the reply holds no arrays")
+    return _vectors(record)
+
+
+def scales(reply: Message) -> dict[str, np.ndarray]:
+    """The scales of a compressed update; none where there are none. Raises ValueError when they cannot be read."""
+    record = reply.content.get(contract.SCALES)
+    return _vectors(record) if isinstance(record, ArrayRecord) else {}
+
+
+def _vectors(record: ArrayRecord) -> dict[str, np.ndarray]:
     try:
         return {str(k): contract.decode_vector(v.data) for k, v in record.items()}
     except (ValueError, EOFError, OSError) as error:
@@ -135,13 +198,22 @@ def update(reply: Message) -> dict[str, np.ndarray]:
 
 
 def receipt(reply: Message) -> dict[str, Any] | None:
-    """The receipt of a private reply, as the site wrote it; None when there is none that can be read."""
+    """The receipt of a private reply: where the site's ledger stands and, if the site tells it, `spent` of which `budget`.
+    None when there is none that can be read.
+    """
     record: Any = reply.content.get(contract.RECEIPT) or {}
     try:
         found = json.loads(str(record[contract.RECEIPT]))
-        return {"ledger": str(found["ledger"])[:64], "seq": int(found["seq"]), "hash": str(found["hash"])[:64]}
-    except (KeyError, TypeError, ValueError):
+        told = {"ledger": str(found["ledger"])[:64], "seq": int(found["seq"]), "hash": str(found["hash"])[:64]}
+        budget = {k: float(found[k]) for k in ("spent", "budget") if found.get(k) is not None}
+    except (KeyError, OverflowError, TypeError, ValueError):
         return None
+    return told | {k: v for k, v in budget.items() if np.isfinite(v)}
+
+
+def position(receipt: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What goes back to a site of its receipt: where its ledger stood, nothing else."""
+    return {k: v for k, v in receipt.items() if k in _RECEIPT} if receipt else None
 
 
 def metrics(reply: Message) -> dict[str, float]:

@@ -3,47 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medmap_model.contract import STAGES
-from server.replies import Replies
+from server.round import Round
 from server.state import State
 
 FILE = "metrics.jsonl"
 Line = Mapping[str, Any]
 
 
-def line(
-    state: State,
-    back: Replies,
-    *,
-    asked: Set[str],
-    rounds: int,
-    wall_s: float,
-    bytes_down: int,
-) -> dict[str, Any]:
-    """A round that has just ended. asked: the sites that were to return an update."""
-    figures = back.figures
+def line(state: State, now: Round, *, rounds: int, wall_s: float) -> dict[str, Any]:
+    """A round that has just ended, with a quorum."""
+    back, figures = now.back, now.back.figures
     return {
         "condition": state.condition,
         "stage": state.stage,
         "round": state.round,
         "rounds": rounds,
-        "loss": mean(figures, "loss", "studies"),
+        "loss": mean(figures, "loss"),
         "val_loss": None,  # known when the sites have seen this round's model
         "val_score": None,
         "wall_s": wall_s,
-        "bytes_down": bytes_down,
+        "bytes_down": now.bytes_down(),
         "bytes_up": sum(back.up.values()),
         "bytes_up_per_group": dict(sorted(back.up.items())),
         "sites": {s: dict(sorted(figures[s].items())) for s in sorted(figures)},
+        "groups": now.behind,
         "returned": sorted(figures),
-        "missing": sorted(asked - set(figures) - set(back.refused)),
+        "missing": sorted(now.missing),
         "refused": [{"site": s, "reason": back.refused[s]} for s in sorted(back.refused)],
+        "absent": sorted(now.absent),
+        "alarms": now.alarms,
+        "chosen": now.chosen,
     }
 
 
@@ -84,8 +81,48 @@ def traffic(lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def mean(replies: Mapping[str, Mapping[str, float]], key: str, weight: str) -> float | None:
-    """Mean over the sites that sent the figure, weighted; summed in site order, so that arrival does not matter."""
+def participation(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Round by round who returned an update, who was silent (missing), refused or away, for `summary.json`."""
+    kept = ("stage", "round", "returned", "missing", "refused", "absent")
+    return [{k: line.get(k, []) for k in kept} for line in lines]
+
+
+def who_was_missing(line: Line) -> str:
+    """The sites without an update in a round: `without west (silent), south (refused)`; empty when there are none."""
+    gone = [f"{site} ({state})" for site, state in sorted(_gone(line).items())]
+    return f"without {', '.join(gone)}" if gone else ""
+
+
+def who_took_part(lines: Sequence[Line], condition: str) -> list[str]:
+    """What a finished run says of who took part, a sentence a site; of a baseline only where somebody was missing."""
+    rounds, returned = len(lines), Counter(site for line in lines for site in line["returned"])
+    gone: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for line in lines:
+        for site, state in _gone(line).items():
+            gone.setdefault(site, {}).setdefault(state, {}).setdefault(line["stage"], []).append(str(line["round"]))
+    names = sorted({*returned, *gone})
+    if not gone and len(set(returned.values())) == 1:
+        return [f"all {len(names)} sites returned an update in all {rounds} rounds"] * (condition == "federated")
+    return [f"{site}: an update in {returned[site]} of {rounds} rounds{_when(gone.get(site, {}))}" for site in names]
+
+
+def _gone(line: Line) -> dict[str, str]:
+    """Site -> silent, refused or absent, of those that returned no update."""
+    refused = [r["site"] for r in line["refused"]]
+    away = line.get("absent", [])  # runs of before have none
+    return dict.fromkeys(line["missing"], "silent") | dict.fromkeys(refused, "refused") | dict.fromkeys(away, "absent")
+
+
+def _when(gone: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
+    told = [f"{state} in {stage} {', '.join(n)}" for state, stages in gone.items() for stage, n in stages.items()]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def mean(replies: Mapping[str, Mapping[str, float]], key: str, weight: str = "") -> float | None:
+    """Mean over the sites that sent the figure, each by its figure `weight` or alike; summed in site order, so that arrival
+    does not matter. None where nobody sent it, or sites sent what has no mean: no figure of theirs may end the run."""
     rows = [(r[key], r.get(weight, 1.0)) for _, r in sorted(replies.items()) if key in r]
     total = sum(w for _, w in rows)
-    return float(np.dot([v for v, _ in rows], [w for _, w in rows]) / total) if total > 0 else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = float(np.dot([v for v, _ in rows], [w for _, w in rows]) / total) if total > 0 else np.inf
+    return found if np.isfinite(found) else None

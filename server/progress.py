@@ -26,6 +26,7 @@ class Event:
         or message
     score: the latest validation score. Sites validate a round's model when they receive it, in the next round: a
         `round_end` carries the score of the model before, a `stage_end` that of the stage's last model
+    text: of a message; of a `round_end` whose update is missing
     done, total: rounds of the whole condition, over both stages; of a message: steps of what it tells of
     """
 
@@ -166,6 +167,8 @@ class PlainLines(Display):
         parts = track.figures()
         if track.replied:
             parts.insert(0, f"{len(track.replied)} site{'s' * (len(track.replied) != 1)}")
+        if event.text:
+            parts.append(clean(event.text))
         left = track.left_s(self._clock())
         if left is not None:
             parts.append(f"{clock_time(left)} left")

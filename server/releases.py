@@ -20,7 +20,7 @@ from medmap_model.contract import Request
 from medmap_model.releases import COHORT, Table, cohort_tables, score_table
 from medmap_model.vocabulary import Vocabulary
 from server import checkpoint, exchange
-from server.members import Member, join
+from server.members import Member, Roster
 
 RECEIPTS = "receipts.json"
 Tables = dict[str, Any]  # organ -> noisy counts, or organ -> table -> noisy counts
@@ -37,8 +37,8 @@ def open_releases(
     tell: Callable[[str], None] = lambda text: None,
 ) -> Releases:
     """Have the sites join, and go on from the receipts in a run's folder. Raises FederationError when too few are there."""
-    members = join(grid, config.strategy, vocabulary, text_hash=text_hash, expected=sites, tell=tell)
-    return Releases(grid, config.strategy, vocabulary, members, receipts=read_receipts(folder), tell=tell)
+    roster = Roster(grid, config.strategy, vocabulary, text_hash=text_hash, expected=sites, tell=tell)
+    return Releases(grid, config.strategy, vocabulary, roster.gather(), receipts=read_receipts(folder), tell=tell)
 
 
 def read_receipts(folder: Path) -> dict[str, dict[str, Any]]:
@@ -95,11 +95,13 @@ class Releases:
         names = {m.node: m.card.site for m in self.members}
         messages = []
         for node, site in names.items():
-            own = replace(request, message=uuid.uuid4().hex, receipt=self.receipts.get(site))
+            own = replace(request, message=uuid.uuid4().hex, receipt=exchange.position(self.receipts.get(site)))
             content = RecordDict({contract.REQUEST: exchange.record(contract.REQUEST, own)})
             if arrays is not None:
                 content[contract.ARRAYS] = arrays
-            messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=f"release-{request.number}"))
+            ttl_s = exchange.ttl_s(self.strategy.round_timeout_s)
+            group = f"release-{request.number}"
+            messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=group, ttl=ttl_s))
         found: dict[str, Tables] = {}
         waiting = set(names.values())
         for node, reply in exchange.collect(self.grid, messages, timeout_s=self.strategy.round_timeout_s):

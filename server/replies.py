@@ -9,11 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from server import exchange
-from server.aggregation import UpdateRefused
+from server.aggregation import UpdateRefused, Vectors, restored
+from server.alarms import Watch
 
 
 class Sums(Protocol):
-    """Where an update goes: plain (`Aggregator`), clipped (`ClippedAggregator`) or masked (`SecureRound`)."""
+    """Where an update goes: plain (`Aggregator`), clipped (`ClippedAggregator`), masked (`SecureRound`) or held one by one
+    (`RobustAggregator`). current: the global model, group -> (n,) float32."""
+
+    current: Mapping[str, np.ndarray]
 
     def add(self, update: Mapping[str, np.ndarray], owned: Mapping[str, int]) -> None:
         """Take an update in whole. Raises UpdateRefused and takes nothing."""
@@ -21,9 +25,14 @@ class Sums(Protocol):
 
 @dataclass
 class Replies:
-    """names: node -> site. figures: site -> declared figures; refused: site -> why; up: module group -> bytes received."""
+    """names: node -> site. dtype: `strategy.update_dtype`. watch: looks at each update; None: nobody does.
+
+    figures: site -> declared figures, in the order of arrival; refused: site -> why; up: module group -> bytes received.
+    """
 
     names: Mapping[int, str]
+    dtype: str = "float32"
+    watch: Watch | None = None
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -34,7 +43,8 @@ class Replies:
         site, reason = self.names[node], exchange.refusal(reply)
         if reason is None:
             try:
-                update = exchange.update(reply)
+                sent, scales = exchange.update(reply), exchange.scales(reply)
+                update = self._whole(sent, scales, owned, sums.current)
                 sums.add(update, owned)
             except (UpdateRefused, ValueError) as error:
                 reason = str(error)
@@ -44,6 +54,16 @@ class Replies:
         self.figures[site] = exchange.metrics(reply)
         if (receipt := exchange.receipt(reply)) is not None:
             self.receipts[site] = receipt
-        for group, vector in update.items():
+        if self.watch is not None:
+            self.watch.see(site, update, sums.current, sent=[*sent.values(), *scales.values()])
+        for group, vector in [*sent.items(), *scales.items()]:
             self.up[group] = self.up.get(group, 0) + vector.nbytes
         return None
+
+    def _whole(
+        self, sent: Vectors, scales: Vectors, owned: Mapping[str, int], current: Mapping[str, np.ndarray]
+    ) -> Vectors:
+        """The update as group -> vector, out of a compressed one too. Raises UpdateRefused."""
+        if self.dtype == "float32":
+            return sent
+        return restored(sent, scales, owned, current, dtype=np.dtype(self.dtype))

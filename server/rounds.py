@@ -6,32 +6,30 @@ config and the seed; stopping it anywhere and resuming ends with the same weight
 
 from __future__ import annotations
 
-import functools
-import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from configs.schema import Config, OptimConfig
-from medmap_model.accounting import planned_releases
 from medmap_model.checkpoint import Companions
 from medmap_model.contract import STAGES, Task
 from medmap_model.groups import trunks
 from medmap_model.vocabulary import Vocabulary
-from server import checkpoint, exchange, history, site_noise, statistics
+from server import checkpoint, exchange, history, robust, secure, site_noise
 from server.aggregation import Vectors
-from server.members import FederationError, Member, join, shares
+from server.alarms import watch
+from server.live import Live
+from server.members import FederationError, Member, Roster, shares
 from server.progress import Event, Progress
 from server.releases import Releases
-from server.replies import Replies
-from server.secure import SecureRound, say_what_stays
+from server.round import Round, validate
 from server.state import State
+from server.statistics import before_training
 
 
 class Federation:
@@ -57,15 +55,18 @@ class Federation:
         companions: Companions | None = None,
     ) -> None:
         self.grid, self.config, self.vocabulary = grid, config, vocabulary
-        self.layout, self.text_hash, self.folder = layout, text_hash, folder
+        self.layout, self.folder = layout, folder
         self.progress: Progress | None = progress
-        self.expected, self.companions = sites, companions
+        self.companions = companions
         self.trunk = trunks(config.model, vocabulary)
         site_noise.check_settings(config)
-        charged = config.privacy.kind != "none" or planned_releases(config.privacy)
-        run = uuid.uuid4().hex if charged else ""
-        self.vectors, self.state = initial, State(condition, run=run)
+        self.vectors, self.state = initial, State(condition, run=uuid.uuid4().hex)
         self.history: list[dict[str, Any]] = []
+        hold_s = 0.25 if getattr(grid, "immediate", False) else 0.0
+        self.live, self.watch = Live(folder, hold_s=hold_s), watch(config.strategy)
+        self.roster = Roster(
+            grid, config.strategy, vocabulary, text_hash=text_hash, expected=sites, tell=self._say, note=self.live.site
+        )
         resumed = checkpoint.latest(folder / "checkpoints")
         if resumed is not None:
             self.vectors, saved = checkpoint.load(resumed, layout)
@@ -75,46 +76,54 @@ class Federation:
             self.history = history.reopen(folder / history.FILE, self.state.lines)
 
     def run(self) -> Vectors:
-        """Both stages, from wherever the state stands. Returns the final global model."""
+        """Both stages, from wherever the state stands. Returns the final global model. `live.FILE` says how far it is."""
+        try:
+            return self._run()
+        except BaseException as error:
+            self.live.fail(error)
+            raise
+
+    def _run(self) -> Vectors:
         started = self.state.completed
         if not self.state.finished:
-            members = self.join()
-            self._statistics(members)
+            self._statistics(self.join())
+            if self.watch is None and self.config.strategy.alarm_ratio:
+                self._say("no alarms about updates (strategy.alarm_ratio): secure aggregation hides each site's own")
             for stage in STAGES[STAGES.index(self.state.stage) :]:
-                self._run_stage(stage, members)
+                self._run_stage(stage)
             self.state.finished = True
             self._save()
+        for sentence in history.who_took_part(self.history, self.state.condition):
+            self._say(sentence)
         self._tell("run_end", text=f"{self.state.completed - started} rounds")
+        self.live.enter("finished")
         return self.vectors
 
     def join(self) -> list[Member]:
-        """The sites that take part. Raises FederationError when there are too few."""
-        return join(
-            self.grid,
-            self.config.strategy,
-            self.vocabulary,
-            text_hash=self.text_hash,
-            expected=self.expected,
-            tell=self._say,
-        )
+        """The sites that take part from the start. Raises FederationError when there are too few."""
+        self.live.enter("joining")
+        members = self.roster.gather()
+        if gone := sorted(set(self.state.trained["sites"]) - set(self.roster.members)):
+            self._say(f"goes on without {', '.join(gone)}, which took part before; a site may still join")
+        return members
 
     def _statistics(self, members: list[Member]) -> None:
-        """Before the first round: noisy statistics of the sites' cohorts, if they are asked for (and paid)."""
-        epsilon = self.config.privacy.statistics_epsilon
-        if not epsilon or self.state.completed or (self.folder / statistics.FILE).is_file():
-            return
-        self._say(f"asking {len(members)} sites for noisy statistics of their cohorts (epsilon {epsilon:g})")
-        releases = Releases(
-            self.grid, self.config.strategy, self.vocabulary, members, receipts=self.state.receipts, tell=self._say
-        )
-        organs = list(self.vocabulary.organs)
-        statistics.statistics(
-            releases, self.vocabulary, organs=organs, epsilon=epsilon, run=self.state.run, folder=self.folder
-        )
+        """Before the first round: noisy statistics of cohorts and of images, if they are asked for (and paid)."""
+        if not self.state.completed:
+            releases = Releases(
+                self.grid, self.config.strategy, self.vocabulary, members, receipts=self.state.receipts, tell=self._say
+            )
+            before_training(
+                releases, self.config.privacy, self.vocabulary, run=self.state.run, folder=self.folder, tell=self._say
+            )
 
     def stages(self) -> dict[str, Any]:
         """Per stage: rounds done and their curves, for `summary.json`."""
         return history.curves(self.history)
+
+    def participation(self) -> list[dict[str, Any]]:
+        """Round by round who returned an update and who did not, for `summary.json`."""
+        return history.participation(self.history)
 
     def communication(self) -> dict[str, Any]:
         """Bytes of parameters sent and received so far, in all and per module group."""
@@ -131,7 +140,7 @@ class Federation:
         found = {m.node: shares(m, self.vocabulary, stage, naive=naive, trunk=self.trunk) for m in members}
         return {node: groups for node, groups in found.items() if groups}
 
-    def _run_stage(self, stage: str, members: list[Member]) -> None:
+    def _run_stage(self, stage: str) -> None:
         settings: OptimConfig = getattr(self.config.stage, stage)
         if self.state.stage != stage:
             if self.state.round:
@@ -140,103 +149,96 @@ class Federation:
             self.state.best, self.state.best_val_loss = None, None
         self._tell("stage_start", stage=stage)
         strategy = self.config.strategy
-        if strategy.secure_aggregation and self.state.round < settings.rounds:
-            say_what_stays(self._shares(members, stage), strategy.secure_min, stage, self._say)
+        if self.state.round < settings.rounds:
+            groups = self._shares(self.roster.everyone(), stage)
+            if strategy.secure_aggregation:
+                secure.say_what_stays(groups, strategy.secure_min, stage, self._say)
+            elif strategy.robust != "none":
+                robust.say_what_stays(groups, strategy, stage, self._say)
         attempts = 0
         while self.state.round < settings.rounds and not self._stopped(settings):
-            if self._round(stage, settings, members):
+            now = self._round(stage, settings)
+            if now.complete:
                 attempts = 0
                 self._save()
                 continue
             attempts += 1
             if attempts > strategy.retries:
                 raise FederationError(
-                    f"{stage} round {self.state.round + 1} has found no quorum {attempts} times; the last round is kept. "
-                    f"When the sites are back: resume={self.folder}"
+                    f"{stage} round {self.state.round + 1} has found no quorum {attempts} times ({now.shortfall()}); the last "
+                    f"round is kept. When the sites are back: resume={self.folder}"
                 )
+            why = f"void round: {now.shortfall()}; it is tried again, {strategy.retries - attempts + 1} times at most"
+            self._say(why)
+            self.live.void(why)
+            self.roster.wait(now.needed, lambda member: bool(self._shares([member], stage)))
         if settings.rounds:
-            self._close(stage, settings, members)
+            self._close(stage, settings)
 
     def _stopped(self, settings: OptimConfig) -> bool:
         return bool(settings.patience) and self.state.stale >= settings.patience
 
-    def _round(self, stage: str, settings: OptimConfig, members: list[Member]) -> bool:
-        """One round. Returns whether a quorum returned; if not, the global model stays as it was."""
-        begun, number = time.monotonic(), self.state.round
-        task = Task(stage, number, settings.rounds, self.config.seed)
+    def _round(self, stage: str, settings: OptimConfig) -> Round:
+        """One round. Without a quorum the global model stays as it was."""
+        begun = time.monotonic()
+        self.roster.refresh()
+        task = Task(stage, self.state.round, settings.rounds, self.config.seed, run=self.state.run)
+        now = Round(
+            self.grid,
+            self.config.strategy,
+            self.vectors,
+            roster=self.roster,
+            groups=self._shares(self.roster.everyone(), stage),
+            live=self.live,
+            watch=self.watch,
+            tell=self._say,
+            heard=lambda site, loss: self._tell("reply", stage=stage, site=site, loss=loss),
+        )
+        if now.enough:
+            self.live.asked(now.names[n] for n in now.asked)
         self._tell("round_start", stage=stage)
-        broadcast, groups = exchange.Broadcast(self.vectors), self._shares(members, stage)
-        names = {m.node: m.card.site for m in members}
-        secure = self._secure(groups, names) if self.config.strategy.secure_aggregation else None
-        asked, taking = (secure.asked, secure.open()) if secure else (groups, groups)
-        plain = site_noise.aggregator(self.vectors, groups, self.config.strategy)
-        aggregator = secure or plain
-        back = Replies(names)
-        tickets = {n: secure.ticket(n) if secure else None for n in taking}
-        messages = [
-            broadcast.message(m.node, "train", groups[m.node], self._to(task, m), tickets[m.node])
-            for m in members
-            if m.node in taking
-        ]
-        for node, reply in self._collect(messages):
-            if (reason := back.take(node, reply, taking[node], aggregator)) is not None:
-                self._say(f"update refused: {reason}", site=names[node])
-            else:
-                self._tell("reply", stage=stage, site=names[node], loss=back.figures[names[node]].get("loss"))
-        self.state.receipts |= back.receipts
-        replies = back.figures
-        if len(replies) < max(1, math.ceil(self.config.strategy.quorum * len(asked))):
-            return False
-        vectors = secure.result([n for n in taking if names[n] in replies]) if secure else plain.result()
-        if vectors is None:
-            return False
-        self._learn_validation(replies)
+        now.train(lambda site: self._to(task, site))
+        self.state.receipts |= now.back.receipts
+        if (vectors := now.result()) is None:
+            return now
+        self._learn_validation(now.back.figures)
         self.vectors = vectors
         self.state.round += 1
         self.state.completed += 1
-        left_out = set(vectors) - secure.summed if secure else set()
-        self.state.note_trained((m.card for m in members if m.card.site in replies), self.trunk, left_out)
-        self.state.pending = history.line(
-            self.state,
-            back,
-            asked={names[n] for n in asked},
-            rounds=settings.rounds,
-            wall_s=round(time.monotonic() - begun, 4),
-            bytes_down=sum(vectors[g].nbytes for n in taking for g in groups[n]),
-        )
+        cards = [self.roster.members[site].card for site in now.back.figures]
+        self.state.note_trained(cards, self.trunk, now.unchanged())
+        wall_s = round(time.monotonic() - begun, 4)
+        self.state.pending = history.line(self.state, now, rounds=settings.rounds, wall_s=wall_s)
         if (cost := self.site_privacy()) is not None:
             self.state.pending["site_privacy"] = cost
-        self._tell("round_end", stage=stage, loss=self.state.pending["loss"], score=self._latest_score(stage))
-        return True
+        self._tell(
+            "round_end",
+            stage=stage,
+            loss=self.state.pending["loss"],
+            score=self._latest_score(stage),
+            text=history.who_was_missing(self.state.pending),
+        )
+        return now
 
-    def _secure(self, groups: Mapping[int, Mapping[str, int]], names: Mapping[int, str]) -> SecureRound:
-        strategy = self.config.strategy
-        wait_s = strategy.secure_timeout_s
-        ask = functools.partial(exchange.ask, self.grid, timeout_s=wait_s)
-        return SecureRound(self.vectors, groups, names, strategy, ask=ask, tell=self._say)
-
-    def _collect(self, messages: list[Message]) -> Iterator[tuple[int, Message]]:
-        wait_s = self.config.strategy.round_timeout_s
-        return exchange.collect(self.grid, messages, timeout_s=wait_s)
-
-    def _to(self, task: Task, member: Member) -> Task:
+    def _to(self, task: Task, site: str) -> Task:
         """The task for one site: with an id of its own and the newest receipt of the site's ledger."""
-        receipt = self.state.receipts.get(member.card.site)
-        return replace(task, run=self.state.run, message=uuid.uuid4().hex, receipt=receipt)
+        return replace(task, message=uuid.uuid4().hex, receipt=exchange.position(self.state.receipts.get(site)))
 
-    def _close(self, stage: str, settings: OptimConfig, members: list[Member]) -> None:
+    def _close(self, stage: str, settings: OptimConfig) -> None:
         """Validate the stage's last model; after an early stop go back to the best one."""
         if self.state.pending is not None:
-            broadcast = exchange.Broadcast(self.vectors)
+            self.live.enter("validating")
             task = Task(stage, self.state.round, settings.rounds, self.config.seed)
-            names = {m.node: m.card.site for m in members}
-            groups = self._shares(members, stage)
-            messages = [broadcast.message(node, "evaluate", mine, task) for node, mine in groups.items()]
-            replies = {
-                names[node]: exchange.metrics(reply)
-                for node, reply in self._collect(messages)
-                if exchange.refusal(reply) is None
-            }
+            members = self.roster.here()
+            replies = validate(
+                self.grid,
+                self.vectors,
+                groups=self._shares(members, stage),
+                names={m.node: m.card.site for m in members},
+                task=task,
+                wait_s=self.config.strategy.round_timeout_s,
+                late=self.roster.late,
+            )
             self._learn_validation(replies)
         if settings.patience and self.state.best:
             self.vectors, _ = checkpoint.load(self.folder / "checkpoints" / self.state.best, self.layout)
@@ -270,25 +272,27 @@ class Federation:
 
     def _save(self) -> None:
         beside = self.companions.files(self.state.trained) if self.companions else None
-        folder = self.folder / "checkpoints"
-        checkpoint.save(folder, self._name(), self.vectors, self.layout, asdict(self.state), beside=beside)
+        folder, durable = self.folder / "checkpoints", not getattr(self.grid, "immediate", False)
+        checkpoint.save(
+            folder, self._name(), self.vectors, self.layout, asdict(self.state), beside=beside, durable=durable
+        )
 
     def _say(self, text: str, site: str = "") -> None:
-        self._tell("message", text=text, site=site)
+        if self.progress is not None:
+            self.progress(Event("message", self.state.condition, text=text, site=site))
 
     def _tell(self, kind: str, **more: Any) -> None:
-        if self.progress is None:
-            return
         settings = self.config.stage
         more.setdefault("stage", self.state.stage)
-        self.progress(
-            Event(
-                kind=kind,
-                condition=self.state.condition,
-                round=self.state.round + (kind in ("round_start", "reply")),
-                rounds=getattr(settings, more["stage"]).rounds,
-                done=self.state.completed,
-                total=settings.pretrain.rounds + settings.finetune.rounds,
-                **more,
-            )
+        event = Event(
+            kind=kind,
+            condition=self.state.condition,
+            round=self.state.round + (kind in ("round_start", "reply")),
+            rounds=getattr(settings, more["stage"]).rounds,
+            done=self.state.completed,
+            total=settings.pretrain.rounds + settings.finetune.rounds,
+            **more,
         )
+        self.live.take(event)
+        if self.progress is not None:
+            self.progress(event)

@@ -25,12 +25,20 @@ from configs.setting import ConfigError
 from medmap_model.accounting import Cost, spent
 from medmap_model.randomness import SecretRandom
 from server.aggregation import Aggregator, Vectors, check
+from server.robust import RobustAggregator
+
+_LEAST_NOISE = 0.1
 
 
 def check_settings(config: Config) -> None:
-    """Raise ConfigError for a setting that releases more than the noisy models."""
-    stage = config.stage
-    if config.strategy.site_noise_multiplier and (stage.pretrain.patience or stage.finetune.patience):
+    """Raise ConfigError for a setting that releases more than the noisy models, or noise that is none."""
+    stage, noise = config.stage, config.strategy.site_noise_multiplier
+    if 0 < noise < _LEAST_NOISE:
+        raise ConfigError(
+            f"strategy.site_noise_multiplier={noise:g}: that is no privacy, and no accountant counts it; take {_LEAST_NOISE:g} "
+            "or more, or 0 for off"
+        )
+    if noise and (stage.pretrain.patience or stage.finetune.patience):
         raise ConfigError(
             "strategy.site_noise_multiplier with patience: stopping on the sites' validation is a release that this noise "
             "does not cover; take patience=0"
@@ -49,8 +57,10 @@ def spent_by(config: Config, rounds: int) -> dict[str, Any] | None:
 
 def aggregator(
     current: Mapping[str, np.ndarray], groups: Mapping[int, Mapping[str, int]], strategy: StrategyConfig
-) -> Aggregator | ClippedAggregator:
-    """What averages a round's updates in the clear: clipped when `strategy.site_clip` is on, else plain."""
+) -> Aggregator | ClippedAggregator | RobustAggregator:
+    """What makes a model of a round's updates in the clear: a robust rule, a mean of clipped updates, or the plain mean."""
+    if strategy.robust != "none":
+        return RobustAggregator(current, strategy)
     return ClippedAggregator(current, groups, strategy) if strategy.site_clip else Aggregator(current)
 
 

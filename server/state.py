@@ -16,8 +16,9 @@ class State:
     completed: rounds done over both stages; best: checkpoint with the lowest validation loss of the present stage;
     stale: rounds since; pretrained: checkpoint that stage 1 ended with; lines: rounds in metrics.jsonl; pending: the latest
     round's line, until the sites have validated the model that it made (which rides on the next round's replies); trained:
-    the sites that have returned an update, and the modalities and organs that they have patients of; run: an id for the
-    sites' ledgers (private runs alone); receipts: site -> how far its ledger had come.
+    the sites that have returned an update, and the modalities and organs that they have patients of; run: its id, by which
+    sites charge their ledgers and keep what their compressed updates left over; receipts: site -> how far its ledger had
+    come, and what it tells of its budget.
     """
 
     condition: str

@@ -78,8 +78,10 @@ def jobs(config: Config, hospitals: Sequence[Hospital]) -> list[list[Job]]:
     """What to train, in batches that belong to one worker each."""
     sites = tuple(h.entry for h in hospitals if not h.external)
     text = to_json(config)
-    # What the federation is compared with is neither private nor masked: a local model is a federation of one.
-    bare = replace(config.strategy, secure_aggregation=False, site_clip=0.0, site_noise_multiplier=0.0)
+    # What the federation is compared with is not private, masked, robust or compressed: a local model is a federation of one.
+    off: dict[str, Any] = {"secure_aggregation": False, "site_clip": 0.0, "site_noise_multiplier": 0.0}
+    off |= {"robust": "none", "update_dtype": "float32"}
+    bare = replace(config.strategy, **off)
     plain = replace(config, privacy=PrivacyConfig(), strategy=bare)
     naive = to_json(replace(plain, strategy=replace(bare, kind="naive")))
     inprocess = to_json(replace(plain, engine=replace(config.engine, kind="inprocess")))
@@ -156,7 +158,7 @@ def run_job(job: Job, hospitals: Sequence[Hospital], run_dir: Path, progress: Pr
         "stages": federation.stages(),
         "communication": federation.communication(),
         "site_privacy": federation.site_privacy(),
-        "participation": [{k: x[k] for k in ("stage", "round", "returned", "missing", "refused")} for x in lines],
+        "participation": federation.participation(),
         "timing": {
             "import_s": imported - begun,
             "prepare_s": prepared - imported,
@@ -176,7 +178,7 @@ def cache_dir(config: Config, run_dir: Path) -> Path:
 
 def _describe(config: Config, hospitals: Sequence[Hospital], run_dir: Path, trainer: Trainer) -> dict[str, Any]:
     """What only a process with model and volumes at hand can tell: sites, model, device, evaluation; the example pictures."""
-    from simulation.describe import describe_hospital, describe_model
+    from simulation.describe import describe_hospital, describe_model, describe_shift
     from simulation.evaluate import evaluate
     from simulation.examples import write_examples
 
@@ -185,6 +187,7 @@ def _describe(config: Config, hospitals: Sequence[Hospital], run_dir: Path, trai
     records = {h.entry.name: open_records(config, h.entry.manifests, cache_dir(config, run_dir)) for h in hospitals}
     return {
         "sites": [describe_hospital(h, records[h.entry.name], vocabulary) for h in hospitals],
+        "shift": describe_shift(config, hospitals, records, vocabulary),
         "description": describe_model(trainer.model),
         "evaluation": evaluate(config, trainer, hospitals, run_dir) or None,
         "device": str(trainer.device),

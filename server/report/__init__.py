@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from server.report import figures, findings, formats, robustness, subgroups, tables
+from server.report.alarms import ALARMS, alarms_view
 from server.report.figures import headline_figure
 from server.report.page import PAGE
+from server.report.participation import PARTICIPATION, participation_view
+from server.report.partition import PARTITION, partition_view
 from server.report.parts import COSTS, MACROS
 from server.report.private import PRIVACY, privacy_view
 from server.report.quality import quality_charts
 from server.report.run import Run, read_run
 from server.report.scores import MEASURES, conditions, organs
 from server.report.sections import EVALUATION, SUBGROUPS
+from server.report.shift import SHIFT, shift_view
 from server.report.style import STYLE
 
 __all__ = ["headline_figure", "write_report"]
@@ -39,7 +43,15 @@ def _render(run: Run) -> str:
     from jinja2 import DictLoader, Environment
 
     parts = {"page.html": PAGE, "macros.html": MACROS, "costs.html": COSTS, "style.css": STYLE}
-    parts |= {"subgroups.html": SUBGROUPS, "evaluation.html": EVALUATION, "privacy.html": PRIVACY}
+    parts["participation.html"] = PARTICIPATION
+    parts |= {
+        "subgroups.html": SUBGROUPS,
+        "evaluation.html": EVALUATION,
+        "privacy.html": PRIVACY,
+        "alarms.html": ALARMS,
+        "partition.html": PARTITION,
+        "shift.html": SHIFT,
+    }
     environment = Environment(loader=DictLoader(parts), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     for name in ("number", "signed", "count", "interval", "spread", "percent", "size", "duration", "words", "listed"):
         environment.filters[name] = _or_none(getattr(formats, name))
@@ -62,8 +74,11 @@ def _render(run: Run) -> str:
         curve_conditions=figures.curve_conditions(run),
         curves=figures.curve_charts(run),
         heat_maps=tables.heat_maps(summary),
+        partition=partition_view(summary),
+        shift=shift_view(summary),
         ownership=tables.ownership(summary),
-        participation=tables.participation(summary, run.rounds),
+        participation=participation_view(summary, run.rounds),
+        alarms=alarms_view(run.rounds),
         examples=run.examples,
         overlays=any(m.get("overlay_uri") for e in run.examples for m in e.get("modalities") or []),
         groups=tables.module_groups(summary),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.report.formats import SPACE, interval, listed, number, words
+from server.report.participation import incomplete
 from server.report.scores import Score, organs, score
 from server.report.tables import local_site
 
@@ -62,6 +63,8 @@ def notices(summary: dict[str, Any]) -> list[Remark]:
                 "warn",
             )
         )
+    if gone := incomplete(summary):
+        remarks.append(Remark("Not every site took part in every round.", f"No update came from {gone}.", "warn"))
     status = summary.get("status")
     if status != "completed":
         remarks.append(Remark("Not a finished run.", f"Its status is “{status}”; figures may be partial.", "warn"))

@@ -37,7 +37,8 @@ PAGE = """
 <a href="#results">Results</a> <a href="#subgroups">Subgroups</a> <a href="#curves">Learning curves</a>
 <a href="#cross-site">Cross-site</a> <a href="#zero-shot">Zero-shot</a> <a href="#missing">Missing modalities</a>
 <a href="#corruptions">Corruptions</a> <a href="#importance">What mattered</a>
-<a href="#sites">Sites</a> <a href="#ownership">Modalities</a> <a href="#participation">Participation</a>
+<a href="#sites">Sites</a> <a href="#partition">Who has what</a>
+<a href="#ownership">Modalities</a> <a href="#shift">Shift</a> <a href="#participation">Participation</a>
 <a href="#examples">Examples</a> <a href="#communication">Communication</a>
 <a href="#model">Module groups</a> <a href="#timing">Timing</a>
 <a href="#privacy">Privacy</a> <a href="#configuration">Configuration</a>
@@ -177,6 +178,7 @@ PAGE = """
 {% else %}{{ missing("sites") }}{% endif %}
 </section>
 
+{% include "partition.html" %}
 <section aria-labelledby="ownership">
 <h2 id="ownership">Who owns which modality</h2>
 {% if ownership.modalities %}
@@ -212,35 +214,8 @@ PAGE = """
 {% else %}{{ missing("modalities") }}{% endif %}
 </section>
 
-<section aria-labelledby="participation">
-<h2 id="participation">Participation</h2>
-{% if participation.rows %}
-{% call box("Participation by site") %}
-<table class="participation">
-<caption>Over {{ participation.rounds }} federated rounds.</caption>
-{{ head(["Site", "Returned", "Missing", "Refused", "Last training loss", "Training per round"], text=[0]) }}
-<tbody>
-{% for r in participation.rows %}
-<tr><th scope="row">{{ r.site }}</th><td>{{ r.returned }}</td><td>{{ r.missing }}</td><td>{{ r.refused }}</td>
-<td>{{ r.loss | number }}</td><td>{{ r.train_s | duration }}</td></tr>
-{% endfor %}
-</tbody></table>
-{% endcall %}
-{% if participation.events %}
-<h3>Rounds without every site</h3>
-<ul>
-{% for e in participation.events %}
-<li>{{ e.stage }}, round {{ e.round }}:{% if e.missing %} missing {{ e.missing | listed }}{% endif %}
-{% if e.missing and e.refused %};{% endif %}
-{% for r in e.refused or [] %} {{ r.site }} refused ({{ r.reason }}){{ "" if loop.last else "," }}{% endfor %}
-</li>
-{% endfor %}
-</ul>
-{% if participation.more %}<p class="soft">And {{ participation.more }} more.</p>{% endif %}
-{% else %}<p>Every site returned an update in every round it was asked in.</p>{% endif %}
-{% else %}{{ missing("record of participation") }}{% endif %}
-</section>
-
+{% include "shift.html" %}
+{% include "participation.html" %}
 <section aria-labelledby="examples">
 <h2 id="examples">Example patients</h2>
 {% if examples %}

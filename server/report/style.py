@@ -49,6 +49,13 @@ table.grid th[scope=row], table.grid th.text { text-align: left; }
 table.grid td { min-width: 2.9rem; }
 td.own { outline: 2.5px solid #d55e00; outline-offset: -3px; }
 td.has { background: #cfe4f3; font-weight: 600; }
+table.rounds td { min-width: 1.7rem; padding: .3rem; }
+table.rounds th[scope=col]:not(.text) { font-weight: 400; padding: .3rem .1rem; }
+td.returned { background: #cfe4f3; color: var(--soft); }
+td.silent, td.refused, td.absent { font-weight: 700; }
+td.silent { background: #fbe3c6; }
+td.refused { background: #f3c9c0; }
+td.absent { background: #e3e3e3; }
 td.none { background: #fafafa; color: var(--soft); }
 .bar { display: block; width: 9rem; height: .75rem; margin-top: .3rem; background: #ececec; }
 .bar i { display: block; height: 100%; background: var(--blue); }
@@ -70,6 +77,7 @@ table.details th[scope=row] { max-width: 9rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
   gap: 1rem 1.5rem; }
 .charts svg, .pair svg { width: 100%; height: auto; max-width: 30rem; display: block; }
+.wide svg { width: 100%; height: auto; max-width: 60rem; display: block; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text { font-family: system-ui, "Segoe UI", Roboto, Arial, sans-serif !important; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; list-style: none; padding: 0;
@@ -123,6 +131,8 @@ footer { margin-top: 3rem; padding-bottom: 2rem; }
   table { font-size: .88rem; }
   table.grid td { min-width: 0; }
   table.grid th, table.grid td { padding: .25rem .28rem; }
+  table.rounds { font-size: .7rem; }
+  table.rounds th, table.rounds td { padding: .2rem .14rem; }
   h2, h3, caption { break-after: avoid; }
   h2 { margin-top: 1.6rem; }
   tfoot { display: table-row-group; }

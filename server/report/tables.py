@@ -1,8 +1,7 @@
-"""The report's tables as plain rows for the page: scores, heat map, ownership, participation, costs."""
+"""The report's tables as plain rows for the page: scores, heat map, ownership, costs."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -26,7 +25,6 @@ Row = dict[str, Any]
 
 HEAT_LOW, HEAT_HIGH = 0.5, 1.0  # AUROC: chance to perfect
 HEAT_RAMP = ((0xF4, 0xF8, 0xFC), (0x08, 0x45, 0x86))  # one hue, light to dark: reads in grey print too
-MAX_EVENTS = 40  # rounds with a missing site that are listed one by one
 
 PHASES = {
     "generate_s": "Making or finding the data",
@@ -149,41 +147,6 @@ def ownership(summary: Row) -> Row:
     owners = [sum(r["cells"][i]["owned"] and not r["external"] for r in rows) for i in range(len(modalities))]
     groups = [(o, sum(organ_of[m] == o for m in modalities)) for o in order]
     return {"groups": groups, "modalities": modalities, "rows": rows, "owners": owners}
-
-
-def participation(summary: Row, rounds: list[Row]) -> Row:
-    """Which sites returned an update, were missing or refused; and the rounds without every site."""
-    entries = summary.get("participation") or [r for r in rounds if r.get("condition") == "federated"]
-    returned: Counter[str] = Counter()
-    missing: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
-    events = []
-    for entry in entries:
-        refusals = entry.get("refused") or []
-        returned.update(entry.get("returned") or [])
-        missing.update(entry.get("missing") or [])
-        refused.update(str(r.get("site")) for r in refusals)
-        if entry.get("missing") or refusals:
-            events.append(entry)
-    names = list(dict.fromkeys([*returned, *missing, *refused]))
-    rows = [
-        {"site": s, "returned": returned[s], "missing": missing[s], "refused": refused[s], **_last(s, rounds)}
-        for s in sorted(names)
-    ]
-    return {
-        "rounds": len(entries),
-        "rows": rows,
-        "events": events[:MAX_EVENTS],
-        "more": len(events[MAX_EVENTS:]),
-    }
-
-
-def _last(site: str, rounds: list[Row]) -> Row:
-    """The site's last training loss and its median training time in the federated rounds."""
-    rows = [(r.get("sites") or {}).get(site) for r in rounds if r.get("condition") == "federated"]
-    present = [r for r in rows if r]
-    times = [r["train_s"] for r in present if r.get("train_s") is not None]
-    return {"loss": present[-1].get("loss") if present else None, "train_s": median(times) if times else None}
 
 
 def communication(summary: Row) -> Row | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -44,6 +46,28 @@ def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path):
     assert checkpoint.latest(tmp_path).name == "pretrain-0001"
     checkpoint.save(tmp_path, "pretrain-0002", VECTORS, LAYOUT, {"completed": 2, "best": None})
     assert checkpoint.latest(tmp_path).name == "pretrain-0002"
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_all_of_a_checkpoint_is_on_the_disk_before_the_last_one_goes(tmp_path, monkeypatch, durable):
+    checkpoint.save(tmp_path, "pretrain-0001", VECTORS, LAYOUT, {"completed": 1})
+    done: list[str] = []
+    real_sync, real_remove = os.fsync, shutil.rmtree
+
+    def sync(descriptor):
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real_sync(descriptor)
+
+    def remove(path, **more):
+        done.append(f"drop {path.name}")
+        real_remove(path, **more)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", sync)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", remove)
+    checkpoint.save(tmp_path, "pretrain-0002", VECTORS, LAYOUT, {"completed": 2}, beside={"x": b""}, durable=durable)
+    before = set(done[: done.index("drop pretrain-0001")])
+    names = {"model.safetensors", "state.json", "x", ".pretrain-0002.tmp", tmp_path.name}
+    assert names <= before if durable else not names & before
 
 
 def test_a_checkpoint_of_another_model_or_a_broken_one_is_refused(tmp_path):

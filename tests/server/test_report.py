@@ -18,7 +18,7 @@ from tests.server.report_parts import entry
 from tests.server.report_run import full_summary, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: scripts/install_chromium.sh")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: scripts/install_packages.sh")
 
 
 BARE = {
@@ -237,6 +237,7 @@ def test_chromium_shows_every_part_and_prints(run_dir: Path, tmp_path: Path) -> 
         "grid owners": 1,
         "sites": 1,
         "participation": 1,
+        "grid rounds": 1,
         "predictions": 3,
         "communication": 1,
         "groups": 1,

@@ -34,14 +34,15 @@ def initial() -> dict[str, np.ndarray]:
 class Hospitals:
     """A ClientApp whose site i adds i + 1 to all it receives; `spoil(i, stage, round, vectors)` may misbehave."""
 
-    def __init__(self, spoil=None, val_loss=None) -> None:
-        self.app, self.seen, self.spoil = ClientApp(), [], spoil
+    def __init__(self, spoil=None, val_loss=None, volumes=VOLUMES) -> None:
+        self.app, self.seen, self.spoil, self.volumes = ClientApp(), [], spoil, list(volumes)
         self.val_loss = val_loss or (lambda received: 1 / (1 + float(received)))
 
         @self.app.query()
         def query(msg, ctx):
             i = ctx.node_config["partition-id"]
-            card = Card(f"h{i}", VOLUMES[i], {"brain": VOLUMES[i]["T1"]}, {"train": 10}, VOCABULARY.hash, "text")
+            mine = self.volumes[i]
+            card = Card(f"h{i}", mine, {"brain": mine["T1"]}, {"train": 10}, VOCABULARY.hash, "text")
             return Message(RecordDict({"card": record("card", card)}), reply_to=msg)
 
         def work(msg, ctx, trains):
@@ -71,11 +72,11 @@ def config(*overrides: str) -> Config:
     return load(["stage.pretrain.rounds=2", "stage.finetune.rounds=3", "strategy.join_timeout_s=0", *overrides])
 
 
-def federation(folder, hospitals: Hospitals, *overrides: str, grid=None, text_hash="text") -> Federation:
+def federation(folder, hospitals: Hospitals, *overrides: str, grid=None, text_hash="text", sites=2) -> Federation:
     folder.mkdir(exist_ok=True)
     return Federation(
-        grid or InProcessGrid(hospitals.app, 2, {}), config(*overrides), VOCABULARY,
-        initial=initial(), layout=LAYOUT, text_hash=text_hash, folder=folder, sites=2,
+        grid or InProcessGrid(hospitals.app, sites, {}), config(*overrides), VOCABULARY,
+        initial=initial(), layout=LAYOUT, text_hash=text_hash, folder=folder, sites=sites,
     )  # fmt: skip
 
 
@@ -213,6 +214,23 @@ def test_a_site_with_another_text_encoder_may_not_join(tmp_path):
         federation(tmp_path, Hospitals(), text_hash="another").run()
 
 
+@pytest.mark.parametrize("count", ["ten", -1, 0.5, 1 << 29, float("nan"), None, True])
+def test_a_card_whose_counts_are_no_counts_may_not_join_and_ends_nothing(tmp_path, count):
+    told: list[str] = []
+    hospitals = Hospitals(volumes=[{"T1": 10}, {"T1": 10}, {"T1": count}])
+    f = federation(tmp_path, hospitals, "stage.finetune.rounds=0", sites=3)
+    f.progress = lambda e: told.append(e.text)
+    f.run()
+    assert f.history[0]["returned"] == ["h0", "h1"]
+    assert sum("may not join: its card counts" in t for t in told) == 1
+
+
+def test_figures_that_have_no_mean_end_nothing(tmp_path):
+    f = federation(tmp_path, Hospitals(val_loss=lambda received: 1e308), "stage.finetune.rounds=0")
+    f.run()
+    assert [x["val_loss"] for x in f.history] == [None, None] and f.state.finished
+
+
 def test_too_few_sites_is_one_sentence(tmp_path):
     hospitals = Hospitals()
     with pytest.raises(FederationError, match="1 of 2 sites are here, 2 are needed"):
@@ -268,11 +286,10 @@ def test_early_stop_goes_back_to_the_best_round(tmp_path):
 def test_two_sites_of_one_name_may_not_both_join(tmp_path):
     hospitals = Hospitals()
     told = []
-    f = federation(tmp_path, hospitals)
-    f.progress = lambda e: told.append(e.text)
-    again = InProcessGrid(hospitals.app, 2, {})
-    for context in again._contexts.values():
+    grid = InProcessGrid(hospitals.app, 2, {})
+    for context in grid._contexts.values():
         context.node_config["partition-id"] = 1
-    f.grid = again
+    f = federation(tmp_path, hospitals, grid=grid)
+    f.progress = lambda e: told.append(e.text)
     assert [m.card.site for m in f.join()] == ["h1"]
     assert any("another site has its name" in t for t in told)

@@ -159,3 +159,10 @@ def test_settings_that_release_more_are_one_line(tmp_path):
     with pytest.raises(ConfigError, match="take patience=0"):
         federation(tmp_path, Hospitals(), "strategy=site_level", "stage.finetune.patience=2")
     check_settings(load(["strategy.site_clip=1", "stage.finetune.patience=2"]))
+
+
+def test_noise_that_no_accountant_counts_is_refused_before_a_round_is_trained():
+    with pytest.raises(ConfigError, match=r"site_noise_multiplier=0\.01: that is no privacy") as said:
+        check_settings(load(["strategy.site_clip=1", "strategy.site_noise_multiplier=0.01"]))
+    assert "\n" not in str(said.value)
+    check_settings(load(["strategy.site_clip=1", "strategy.site_noise_multiplier=0.1"]))

@@ -183,7 +183,7 @@ def test_a_plain_train_message_gets_no_update_from_a_site_of_a_secure_federation
     wire = Wire(client.app.app, 1, {"config": to_json(config)})
 
     message = exchange.Broadcast({"fusion": np.zeros(3, np.float32)}).message(
-        2, "train", ["fusion"], Task("pretrain", 0, 1, 0)
+        2, "train", ["fusion"], Task("pretrain", 0, 1, 0), wait_s=60
     )
     (reply,) = wire.send_and_receive([message])
     assert "refusal" in reply.content and "arrays" not in reply.content
