@@ -76,11 +76,10 @@ def federate(
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """The whole federation; writes the run's folder on the coordinator's machine."""
+    """The whole federation; writes the run's folder on the coordinator's machine, where no other run may work meanwhile."""
     from configs import from_json, load, to_json
-    from server import statistics, validate
-    from server.checkpoint import read_json, write_json
     from server.progress import make_progress
+    from server.running.lock import working_in
 
     values = context.run_config
     overrides = [o for o in str(values.get("overrides", "")).split() if o]
@@ -91,8 +90,9 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(str(values.get("output-dir") or config.output_dir)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     sites_file = str(values.get("sites-file") or "")
-    sites = len(json.loads(Path(sites_file).read_text(encoding="utf-8"))) if sites_file else None
-    with make_progress(plain=True) as progress:
+    simulated = json.loads(Path(sites_file).read_text(encoding="utf-8")) if sites_file else []
+    sites = len(simulated) or int(str(values.get("expected-sites") or 0)) or None
+    with working_in(folder), make_progress(plain=True) as progress:
         if values.get("validate"):
             _validate(grid, config, str(values["validate"]).split(","), folder, sites=sites, progress=progress)
             return
@@ -101,6 +101,15 @@ def main(grid: Grid, context: Context) -> None:
         federation = federate(grid, config_json, folder=folder, sites=sites, progress=progress, data=data)
         if config.privacy.validations:
             _validate(grid, config, [str(folder)], folder, sites=sites, progress=progress)
+        _finish(folder, config, federation)
+
+
+def _finish(folder: Path, config: Config, federation: Federation) -> None:
+    """Write summary.json, which says that the run is complete, and report.html."""
+    from server import shift, statistics, validate
+    from server.checkpoint import read_json, write_json
+    from server.report import write_report
+
     write_json(
         folder / "summary.json",
         {
@@ -109,15 +118,15 @@ def main(grid: Grid, context: Context) -> None:
             "seed": config.seed,
             "engine": "flower",
             "stages": federation.stages(),
+            "participation": federation.participation(),
             "communication": federation.communication(),
             "site_privacy": federation.site_privacy(),
             "private_updates": config.privacy.kind != "none",
             "validation": read_json(folder / validate.FILE),
             "statistics": read_json(folder / statistics.FILE),
+            "shift": read_json(folder / shift.FILE),
         },
     )
-    from server.report import write_report
-
     print(f"The federation is complete: {write_report(folder)}")
 
 

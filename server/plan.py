@@ -81,7 +81,7 @@ def _parts(config: Config, sigma: float) -> Iterator[tuple[dict[str, Any], list[
     releases = planned_releases(privacy)
     statistics = len(releases) - privacy.validations
     if statistics:
-        yield {"what": "statistics", "rounds": 1, "steps": 0}, releases[:statistics]
+        yield {"what": "statistics", "rounds": statistics, "steps": 0}, releases[:statistics]
     for name, stage in (("pretrain", config.stage.pretrain), ("finetune", config.stage.finetune)):
         if planned_steps(config) and stage.rounds:
             steps = stage.rounds * privacy.steps

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from configs.federated import PrivacyConfig
 from medmap_model.accounting import Cost, noise_variance
 from medmap_model.contract import Request
 from medmap_model.releases import COHORT, INTENSITY, WORDS, cohort_tables
 from medmap_model.vocabulary import Vocabulary
+from server import landmarks, shift
 from server.checkpoint import write_json
+from server.landmarks import ask_landmarks
 from server.releases import Releases
+from server.shift import ask_shift
 
 FILE = "statistics.json"
+
+
+def before_training(
+    releases: Releases,
+    privacy: PrivacyConfig,
+    vocabulary: Vocabulary,
+    *,
+    run: str,
+    folder: Path,
+    tell: Callable[[str], None],
+) -> None:
+    """What the settings ask for (and pay) and the run's folder does not have yet."""
+    organs = list(vocabulary.organs)
+    for ask, file, epsilon, what in (
+        (statistics, FILE, privacy.statistics_epsilon, "statistics of their cohorts"),
+        (ask_shift, shift.FILE, privacy.shift_epsilon, "moments of their images"),
+        (ask_landmarks, landmarks.FILE, privacy.landmarks_epsilon, "landmarks of their intensities"),
+    ):
+        if epsilon and not (folder / file).is_file():
+            tell(f"asking {len(releases.members)} sites for noisy {what} (epsilon {epsilon:g})")
+            ask(releases, vocabulary, organs=organs, epsilon=epsilon, run=run, folder=folder)
 
 
 def statistics(
@@ -32,7 +58,8 @@ def statistics(
         spec = vocabulary.organs[organ]
         known, names = cohort_tables(spec), _names(vocabulary, organ)
         tables: dict[str, Any] = {}
-        for name, table in known.items():
+        for name in COHORT:
+            table = known[name]
             by_site = {site: tables_of[organ][name] / table.unit for site, tables_of in given.items()}
             sd = math.sqrt(noise_variance(each, cells=table.cells, unit=table.unit)) / table.unit
             tables[name] = names[name] | {

@@ -104,6 +104,7 @@ def figures(
 def config_for(path: Path, settings: Sequence[str]) -> Config:
     """The settings under which a checkpoint's model runs: its own for model, text and volumes.
 
+    They are private, as all that a validation releases is: a site that requires privacy takes part in no other run.
     Raises CheckpointError, and ConfigError when the vocabulary is another one.
     """
     from configs import load, load_vocabulary
@@ -111,7 +112,8 @@ def config_for(path: Path, settings: Sequence[str]) -> Config:
 
     folder = find(path)
     info = read_info(folder)
-    config = config_of(info, load(["experiment=flower", *settings]))
+    private = [] if any(s.startswith("privacy=") for s in settings) else ["privacy=patient_dp"]
+    config = config_of(info, load(["experiment=flower", *private, *settings]))
     here = load_vocabulary(config.data.vocabulary).hash
     if here != info["vocabulary"]["hash"]:
         raise ConfigError(

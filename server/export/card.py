@@ -20,6 +20,15 @@ _DATA = {
     "real": "A few real scans that ship inside Python packages, and simulated patients. Every test patient is simulated.",
     "manifest": "Patients of the participating sites, described by the sites' own manifests.",
 }
+_STEPS = (  # in the order in which a site does them (client/preprocess/steps.py)
+    ("skull_strip", "hook", "skulls stripped by each site's own tool"),
+    ("bias_correction", "n4", "bias fields corrected by N4 (SimpleITK)"),
+    ("register", "rigid", "a study's volumes registered rigidly to its reference (SimpleITK)"),
+)
+_INTENSITY = {
+    "zscore": "z-scores of the foreground",
+    "nyul": "brought to Nyul's standard scale of each modality by landmarks of the foreground",
+}
 _USES = {
     "safetensors": "```python\nfrom medmap_model import load\n\nmodel = load(\"THIS_FOLDER\")\n```\n\n"
     "or `medmap-client predict -c THIS_FOLDER T1=a.nii.gz FLAIR=b.nii.gz`.",
@@ -100,8 +109,10 @@ def _data(info: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Iterato
     volumes = info["volumes"]
     yield (
         f"Volumes are cubes of {volumes['size']} voxels of {volumes['spacing_mm']:g} mm, cut out around the {volumes['crop']}; "
-        "intensities are z-scores of the foreground.\n"
+        f"intensities are {_INTENSITY[volumes.get('standardise', 'zscore')]}.\n"
     )
+    done = [said for key, value, said in _STEPS if volumes.get(key) == value]
+    yield f"Before that: {', '.join(done)}. A volume to be predicted needs the same.\n" if done else ""
 
 
 def _training(info: Mapping[str, Any]) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Running a federation: the server kept up, runs submitted, watched, stopped and gone on with."""
