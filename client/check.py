@@ -43,18 +43,20 @@ def check_site(
     """Read the manifest and the volumes of its sound rows. Raises ManifestError where no row can be understood."""
     found = SiteCheck(*scan_manifest(path, vocabulary))
     studies = found.manifest.studies
-    config = replace(config, crop="lesion")  # so that masks are opened as well
+    # masks are opened as well; what takes long and changes nothing that is looked at is left out
+    config = replace(config, crop="lesion", skull_strip="none", bias_correction="none", register="none")
 
     def opened(study: Study) -> tuple[list[Problem], dict[str, Grid]]:
         files = {**study.images, **({"mask": study.mask} if study.mask else {})}
         contents, findings = read_files(files, HEADER_BYTES if headers_only else -1)
         mask = contents.pop("mask", None)
         if headers_only:
-            grids, _ = study_grids(contents, mask, findings)
+            grids, _ = study_grids(contents, mask, findings, study.spacings)
         else:
-            done = prepare(contents, mask, config)
+            done = prepare(contents, mask, config, study.spacings)
             findings += done.findings
-            grids = {slot: grid for slot, grid in study_grids(contents, None, [])[0].items() if slot in done.cubes}
+            known, _ = study_grids(contents, None, [], study.spacings)
+            grids = {slot: grid for slot, grid in known.items() if slot in done.cubes}
         return [finding.at(study) for finding in findings], grids
 
     with workers_for(studies) as pool:
@@ -73,14 +75,15 @@ def show(found: SiteCheck, vocabulary: Vocabulary, config: VolumesConfig, consol
         console.print(problem_table(problems))
         console.print()
     if found.manifest.studies:
-        for part in _summary(found, vocabulary, config):
+        for part in summary(found.manifest, vocabulary):
             console.print(part)
+        console.print(_modalities(found, vocabulary, config))
     console.print()
     if found.rows:
-        wanted = f"{_count(len(found.rows), 'problem')} in the manifest"
+        wanted = f"{counted(len(found.rows), 'problem')} in the manifest"
         console.print(Text(f"{wanted}: training does not start before they are mended.", "bold red"))
     if found.files:
-        wanted = f"{_count(len(found.files), 'file')} cannot be used"
+        wanted = f"{counted(len(found.files), 'file')} cannot be used"
         policy = "training leaves them out, or stops if data.volumes.on_bad_volume=stop."
         console.print(Text(f"{wanted}: {policy}", "bold yellow"))
     if not problems:
@@ -96,11 +99,11 @@ def problem_table(problems: Iterable[Problem]) -> Table:
     for name, ratio in (("row", None), ("column", None), ("problem", 3), ("what to do", 3)):
         table.add_column(name, ratio=ratio, overflow="fold")
     for (column, problem, remedy), rows in groups.items():
-        table.add_row(*map(Text, (_ranges(rows), column or "", problem, remedy)))
+        table.add_row(*map(Text, (row_ranges(rows), column or "", problem, remedy)))
     return table
 
 
-def _ranges(rows: list[int]) -> str:
+def row_ranges(rows: list[int]) -> str:
     """2-5, 9, 12 and 40 more."""
     spans: list[list[int]] = []
     for row in sorted(set(rows) - {0}):
@@ -113,19 +116,20 @@ def _ranges(rows: list[int]) -> str:
     return text + (f" and {more} more" if more else "")
 
 
-def _summary(found: SiteCheck, vocabulary: Vocabulary, config: VolumesConfig) -> Iterator[Table | Text]:
-    studies = found.manifest.studies
+def summary(manifest: Manifest, vocabulary: Vocabulary) -> Iterator[Table | Text]:
+    """How many patients, studies and labels, as lines to print; nothing of files."""
+    studies = manifest.studies
     patients = {study.patient_id: study.split for study in studies}
     share = [sum(1 for s in studies if value(s)) / len(studies) for value in (_report, _label, _mask)]
     yield Text(
-        f"{_count(len(patients), 'patient')}, {_count(len(studies), 'study')}, "
-        f"{_count(sum(len(s.images) for s in studies), 'volume')}. "
+        f"{counted(len(patients), 'patient')}, {counted(len(studies), 'study')}, "
+        f"{counted(sum(len(s.images) for s in studies), 'volume')}. "
         f"Of the studies, {share[0]:.0%} have a report, {share[1]:.0%} an abnormality, {share[2]:.0%} a mask."
     )
     counts = Counter(patients.values())
     yield Text("Patients per split: " + ", ".join(f"{split} {counts[split]}" for split in SPLITS if counts[split]))
-    if found.manifest.ignored:
-        yield Text(f"Columns that are not used: {', '.join(found.manifest.ignored)}", "dim")
+    if manifest.ignored:
+        yield Text(f"Columns that are not used: {', '.join(manifest.ignored)}", "dim")
     organs = Table("organ", "studies", "abnormality", box=box.SIMPLE_HEAD, pad_edge=False)
     for organ in vocabulary.organs.values():
         of_organ = [study for study in studies if study.organ == organ.name]
@@ -135,7 +139,6 @@ def _summary(found: SiteCheck, vocabulary: Vocabulary, config: VolumesConfig) ->
         if of_organ:
             organs.add_row(organ.name, str(len(of_organ)), ", ".join(parts))
     yield organs
-    yield _modalities(found, vocabulary, config)
 
 
 def _modalities(found: SiteCheck, vocabulary: Vocabulary, config: VolumesConfig) -> Table:
@@ -169,6 +172,7 @@ def _mask(study: Study) -> Path | None:
     return study.mask
 
 
-def _count(n: int, noun: str) -> str:
+def counted(n: int, noun: str) -> str:
+    """1 study, 2 studies."""
     plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     return f"{n} {noun if n == 1 else plural}"

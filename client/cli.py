@@ -8,9 +8,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from configs.schema import VolumesConfig
-
-_DEFAULTS = VolumesConfig()
+from client.gate import commands
+from client.preflight.command import check
+from client.preprocess.command import landmarks
+from client.qc.command import qc
+from client.sources.commands import ingest
 
 app = typer.Typer(
     add_completion=False,
@@ -21,57 +23,10 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def check(
-    manifest: Annotated[
-        Path,
-        typer.Argument(exists=True, dir_okay=False, readable=True, help="The CSV, one row per volume."),
-    ],
-    vocabulary: Annotated[
-        str, typer.Option(help="Name of a vocabulary that comes with MedMAP-FL, or the path of a YAML file.")
-    ] = "medmom",
-    spacing_mm: Annotated[
-        float, typer.Option(min=0.2, max=20, help="Voxel edge that training resamples to.")
-    ] = _DEFAULTS.spacing_mm,
-    size: Annotated[
-        int, typer.Option(min=8, max=256, help="Voxels along each edge of the cube that training sees.")
-    ] = _DEFAULTS.size,
-    headers_only: Annotated[
-        bool, typer.Option("--headers-only", help="Do not read voxels: faster, but damage goes unseen.")
-    ] = False,
-) -> None:
-    """Find every problem of a manifest and its volumes, and say how to mend it.
-
-    The manifest is a CSV file with a row per volume and the columns patient_id,
-    study_id, modality, image and, as far as known, organ, abnormality, report,
-    mask, site, split. Paths are relative to the manifest.
-
-    Exit code: 0 no problems, 1 problems, 2 wrong usage.
-
-    Example: medmap-client check /data/mri/manifest.csv
-    """
-    from rich.console import Console
-    from rich.text import Text
-
-    from client.check import check_site, problem_table, show
-    from client.manifest import ManifestError
-    from configs import load_vocabulary
-    from configs.setting import ConfigError
-
-    console = Console(soft_wrap=False)
-    config = VolumesConfig(spacing_mm=spacing_mm, size=size)
-    try:
-        words = load_vocabulary(vocabulary)
-    except ConfigError as error:
-        _fail(str(error))
-    try:
-        found = check_site(manifest, words, config, headers_only=headers_only, progress=Console(stderr=True))
-    except ManifestError as error:
-        console.print(problem_table(error.problems))
-        console.print(Text(error.summary, "bold red"))
-        raise typer.Exit(1) from None
-    show(found, words, config, console)
-    raise typer.Exit(1 if found.rows or found.files else 0)
+app.command()(check)
+for quality in (qc, landmarks):
+    app.command()(quality)
+app.add_typer(ingest, name="ingest")
 
 
 @app.command()
@@ -91,6 +46,10 @@ def predict(
     vocabulary: Annotated[
         str | None, typer.Option(help="Your vocabulary (a name or a YAML file): refuse a model of another one.")
     ] = None,
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(help="Of a model trained with Nyul's scale learnt at each site: yours, of `landmarks`."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write the JSON to this file.")
@@ -109,9 +68,10 @@ def predict(
     import json
 
     from client.exams import UsageError, read_exams
-    from client.manifest import ManifestError
     from client.predict import predict as predictions
     from client.predict import to_json
+    from client.preprocess.nyul import read_landmarks
+    from client.problems import DataError
     from configs import load_vocabulary
     from configs.setting import ConfigError
     from medmap_model.checkpoint import CheckpointError, load
@@ -119,8 +79,10 @@ def predict(
 
     try:
         model = load(checkpoint, vocabulary=load_vocabulary(vocabulary) if vocabulary else None)
+        if landmarks:
+            model.info["volumes"] |= {"landmarks": read_landmarks(landmarks)}
         done = list(predictions(model, read_exams(studies, model.vocabulary, split=split, organ=organ)))
-    except ManifestError as error:
+    except DataError as error:
         print(f"medmap-client: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except (ConfigError, CheckpointError, UntrainedError, UsageError) as error:
@@ -242,6 +204,10 @@ def schema() -> None:
     from configs.json_schema import schema_text
 
     print(schema_text(SiteSettings, title="site.yaml"), end="")
+
+
+for command in commands.ALL:
+    app.command()(command)
 
 
 def _fail(message: str) -> NoReturn:
