@@ -1,13 +1,16 @@
 """Prepared studies on disk: a study's files in, its cubes (modality -> (size, size, size) float16) out.
 
     FOLDER/cubes/ab/abcd...   one safetensors file per study, named by the SHA-256 of the bytes of the study's
-                              files, of the settings that change cubes, and of `volumes.VERSION`
-    FOLDER/index/12/1234...   the name of a cube file; itself named by path, size and mtime_ns of the study's files
+                              files, of the manifest's spacings, of the settings that change cubes, of the tools
+                              that they need (preprocess/steps.py), and of `volumes.VERSION`
+    FOLDER/index/12/1234...   the name of a cube file; itself named by path, size and mtime_ns of the study's files, and
+                              by its spacings
 
 The same content is prepared once, wherever it lies; and a warm start neither reads nor hashes a NIfTI file: it trusts
 size and modification time. A file changed behind both is not noticed: delete FOLDER then. Files appear whole or not
 at all (written aside, then renamed): a build may be killed and resumed, and builds may share a folder without a
-lock, since whoever comes second writes the same bytes. Names in FOLDER say nothing, but it holds images: it needs
+lock, since whoever comes second writes the same bytes. With `cache_gb` cubes used longest ago are deleted (room.py), and
+prepared again when they are asked for. Names in FOLDER say nothing, but it holds images: it needs
 the same protection as the scans.
 """
 
@@ -21,7 +24,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +35,29 @@ from safetensors.numpy import save
 
 from client.grids import Finding
 from client.manifest import Study
+from client.preprocess.nyul import Landmarks
+from client.preprocess.steps import strips, tools
 from client.problems import DataError, Problem
+from client.room import Room, touch
 from client.volumes import VERSION, prepare
 from configs.schema import VolumesConfig
 
+_TRIES = 3  # to read what others may delete at the same time
 _STALE_S = 86400.0  # what killed builds leave behind is removed after a day
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A study in the cache: its file, the modalities in it, and what is wrong with the others."""
+    """A study in the cache: its file, the modalities in it, and what is wrong with the others.
+
+    landmarks: of `standardise=nyul` alone, as in `volumes.Prepared`; the cubes are z-scores nevertheless.
+    """
 
     path: Path
     modalities: tuple[str, ...]
     problems: tuple[Problem, ...]
+    landmarks: Mapping[str, Landmarks] = field(default_factory=dict)
 
     def read(self) -> NDArray[np.float16]:
         """The cubes, (modalities, size, size, size). Raises DataError when the file has gone meanwhile."""
@@ -62,10 +73,18 @@ class CubeCache:
     """Cubes of studies under one set of settings. Threads and processes may share the folder."""
 
     def __init__(self, folder: Path, config: VolumesConfig) -> None:
+        """Raises DataError for a tool that the settings need and this machine has not got, or a FOLDER that is not writable."""
         self.folder, self.config, self.built = Path(folder), config, 0
-        unrelated = ("cache_dir", "memory_mb", "on_bad_volume")  # cubes are the same whatever these say
+        self._room = Room(self.folder / "cubes", int(config.cache_gb * 1e9)) if config.cache_gb else None
+        unrelated = (
+            "cache_dir",
+            "cache_gb",
+            "memory_mb",
+            "on_bad_volume",
+            "landmarks",
+        )  # cubes are the same whatever these say
         settings = {name: value for name, value in asdict(config).items() if name not in unrelated}
-        self._transform = json.dumps([VERSION, settings], sort_keys=True)
+        self._transform = json.dumps([VERSION, settings, tools(config)], sort_keys=True)
         try:
             (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
             for left in os.scandir(self.folder / "tmp"):
@@ -90,33 +109,58 @@ class CubeCache:
         files: dict[str, Path] = dict(study.images)
         if study.mask and self.config.crop in ("lesion", "organ"):
             files["mask"] = study.mask
-        index = self._file("index", [self._transform, [(slot, _stamp(path)) for slot, path in files.items()]])
+        also: list[Any] = [dict(study.spacings)] if study.spacings else []
+        also += [study.organ] if strips(self.config, study.organ) else []
+        stamps = [(slot, _stamp(path)) for slot, path in files.items()]
+        index = self._file("index", [self._transform, stamps, *also])
         try:
             return self._open(self.folder / "cubes" / index.read_text(), study)
         except (OSError, ValueError, SafetensorError):
             pass  # not there, or damaged
         contents, missing = read_files(files)
         hashes = [(slot, hashlib.sha256(raw).hexdigest()) for slot, raw in contents.items()]
-        cubes = self._file("cubes", [self._transform, hashes, [asdict(finding) for finding in missing]])
+        cubes = self._file("cubes", [self._transform, hashes, [asdict(finding) for finding in missing], *also])
         try:
             entry = self._open(cubes, study)
         except (OSError, ValueError, SafetensorError):
             mask = contents.pop("mask", None)
-            done = prepare(contents, mask, self.config)
-            findings = json.dumps([asdict(finding) for finding in missing + done.findings])
-            self._write(cubes, save(dict(done.cubes), {"findings": findings}))
+            done = prepare(contents, mask, self.config, study.spacings, organ=study.organ)
+            findings = [asdict(finding) for finding in missing + done.findings]
+            # one entry: safetensors keeps no order of several, and the same study must give the same bytes
+            about = json.dumps({"findings": findings, "landmarks": done.landmarks})
+            self._write(cubes, save(dict(done.cubes), {"about": about}))
             self.built += 1
             entry = self._open(cubes, study)
+            if self._room is not None:
+                self._room.took(entry.path)
         if not missing:  # a file that could not be read may be readable next time, with the same stamp
             self._write(index, str(cubes.relative_to(self.folder / "cubes")).encode())
         return entry
 
+    def read(self, entry: Entry, study: Study) -> NDArray[np.float16]:
+        """An entry's cubes; prepared again where others needed the room. Raises DataError when that cannot be."""
+        if self._room is None:
+            return entry.read()
+        for _ in range(_TRIES):
+            try:
+                touch(entry.path)
+                return entry.read()
+            except (OSError, DataError):
+                again = self.entry(study)
+            if (again.path, again.modalities) != (entry.path, entry.modalities):
+                problem = Problem(None, "image", "Files of a study changed while they were in use", "Start again")
+                raise DataError("A prepared study cannot be made again", [*again.problems, problem])
+        return entry.read()
+
     def _open(self, path: Path, study: Study) -> Entry:
         with safe_open(path, "np") as file:
-            found = [Finding(**finding) for finding in json.loads(file.metadata()["findings"])]
+            about = json.loads(file.metadata()["about"])
             present = set(file.keys())
+        if self._room is not None:
+            touch(path)
         modalities = tuple(modality for modality in study.images if modality in present)
-        return Entry(path, modalities, tuple(finding.at(study) for finding in found))
+        problems = tuple(Finding(**finding).at(study) for finding in about["findings"])
+        return Entry(path, modalities, problems, about["landmarks"])
 
     def _file(self, kind: str, key: Any) -> Path:
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()

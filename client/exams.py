@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.manifest import SPLITS, Study, scan_manifest
+from client.manifest import SPLITS, Spacing, Study, scan_manifest
 from client.problems import Problem, nearest
 from client.table import read_table
 from medmap_model.vocabulary import Vocabulary
@@ -21,6 +21,7 @@ _COLUMNS = (
     "image",
     "organ",
     "mask",
+    "spacing_mm",
 )  # problems elsewhere do not matter here
 _SUFFIXES = (".nii", ".nii.gz")
 _MASKS = ("mask", "seg", "segmentation", "label")
@@ -49,6 +50,7 @@ class Exam:
     images: dict[str, Path] = field(default_factory=dict)
     mask: Path | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
+    spacings: Mapping[str, Spacing] = field(default_factory=dict)
     ignored: list[Ignored] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -125,7 +127,7 @@ def _of_manifest(path: Path, vocabulary: Vocabulary, split: str | None) -> Itera
             exam = exams[key] = Exam(*key, organ=row.get("organ") or None)
             if study is not None:
                 exam.organ, exam.mask, exam.rows = study.organ, study.mask, study.rows
-                exam.images = dict(study.images)
+                exam.images, exam.spacings = dict(study.images), study.spacings
         modality = row.get("modality", "")
         organ = vocabulary.organs.get(exam.organ or "")
         if modality and modality not in (organ.modalities if organ else vocabulary.modalities):

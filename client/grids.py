@@ -8,18 +8,21 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from client.manifest import Study
+from client.manifest import Spacing, Study
 from client.problems import Problem
 
 HEADER_BYTES = 4096  # the start of a file, packed or not, that holds its header
 _OVERLAP = 0.5  # share of the smaller field of view that must lie in the study's
 _SIZES = 8.0  # largest factor between two fields of view of a study, by volume
+_SHEAR = 0.05  # cosine of two index axes from which their angle matters: 3 degrees
+_UNITS = {1: "metres", 3: "microns"}  # NIfTI's codes of lengths that are not millimetres
 
 Points = NDArray[np.float64]
 
@@ -71,7 +74,7 @@ class Grid:
         ends = self.affine[:3, :3] * (np.array(self.shape) / 2)
         middle = self.to_mm((np.array(self.shape) - 1) / 2)
         reach = np.abs(ends).sum(1)
-        return np.stack([middle - reach, middle + reach])
+        return np.array([middle - reach, middle + reach])
 
     def to_mm(self, index: Points) -> Points:
         """Millimetres of a voxel index, (3,)."""
@@ -93,8 +96,13 @@ def inflate(raw: bytes) -> bytes:
         raise VolumeError("The gzip file is damaged", "Copy or export it again") from None
 
 
-def read_grid(raw: bytes) -> Grid:
-    """The grid of a file's content, or of its first HEADER_BYTES, packed or not. Raises VolumeError."""
+def read_grid(raw: bytes, spacing_mm: Spacing | None = None) -> Grid:
+    """The grid of a file's content, or of its first HEADER_BYTES, packed or not. Raises VolumeError.
+
+    spacing_mm: the true voxel edges along the file's axes, where its header's are wrong. Its directions and its origin
+    hold nevertheless; a header without an origin (0, 0, 0) then has the middle of the volume there, since volumes of
+    different sizes share their middle rather than a corner.
+    """
     if not raw:
         raise VolumeError("The file is empty", "Copy or export it again")
     head = raw[:HEADER_BYTES]
@@ -106,7 +114,7 @@ def read_grid(raw: bytes) -> Grid:
     try:
         header = _header(head)
         if header is not None:
-            return _checked(header)
+            return _respaced(_checked(header), spacing_mm)
     except VolumeError:
         raise
     except (HeaderDataError, ValueError, KeyError, OverflowError):  # what nibabel raises for impossible values
@@ -163,26 +171,54 @@ def _checked(header: nib.Nifti1Header) -> Grid:
     if len(shape) < 3 or min(shape) < 2:
         raise VolumeError(f"It is not a volume ({voxels} voxels)", "Give the whole 3-D series")
     grid = Grid(shape, affine, header)
-    sizes = grid.spacing_mm
-    if not (np.isfinite(affine).all() and sizes.min() >= 0.01 and sizes.max() <= 100):
-        size = " x ".join(f"{s:.3g}" for s in sizes)
-        raise VolumeError(f"Its affine gives voxels of {size} mm", "Export it again with its geometry")
-    if abs(np.linalg.det(affine[:3, :3] / sizes)) < 0.1:
-        raise VolumeError("Its affine maps two axes onto one", "Export it again with its geometry")
+    _check_geometry(grid, int(header["xyzt_units"]) & 7)
     return grid
 
 
+def _check_geometry(grid: Grid, unit: int) -> None:
+    """Raise VolumeError for lengths that are no millimetres, and for axes that meet at no right angle."""
+    axes, sizes = grid.affine[:3, :3].T.tolist(), grid.spacing_mm.tolist()  # plain numbers: numpy is slow with nine
+    if unit in _UNITS or not (all(0.01 <= s <= 100 for s in sizes) and all(map(math.isfinite, grid.affine[:3, 3]))):
+        size = " x ".join(f"{s:.3g}" for s in sizes)
+        if unit in _UNITS:
+            remedy = "Write it in millimetres: the affine and xyzt_units"
+            raise VolumeError(f"Its header gives lengths in {_UNITS[unit]}, voxels of {size}", remedy)
+        raise VolumeError(f"Its affine gives voxels of {size} mm", "Export it again with its geometry")
+    pairs = ((0, 1), (0, 2), (1, 2))
+    cosines = (sum(a * b for a, b in zip(axes[i], axes[j], strict=True)) / sizes[i] / sizes[j] for i, j in pairs)
+    tilt = max(map(abs, cosines))
+    if tilt <= _SHEAR:
+        return
+    if abs(np.linalg.det(grid.affine[:3, :3] / grid.spacing_mm)) < 0.1:
+        raise VolumeError("Its affine maps two axes onto one", "Export it again with its geometry")
+    problem = f"Its affine is sheared: two axes meet at {math.degrees(math.acos(tilt)):.0f} degrees"
+    raise VolumeError(problem, "Resample it to a grid of right angles (a tilted gantry: dcm2niix does)")
+
+
+def _respaced(grid: Grid, spacing_mm: Spacing | None) -> Grid:
+    if spacing_mm is None:
+        return grid
+    affine = grid.affine.copy()
+    affine[:3, :3] *= np.array(spacing_mm) / grid.spacing_mm
+    if not affine[:3, 3].any():
+        affine[:3, 3] = -affine[:3, :3] @ ((np.array(grid.shape) - 1) / 2)
+    return Grid(grid.shape, affine, grid.header)
+
+
 def study_grids(
-    images: Mapping[str, bytes], mask: bytes | None, findings: list[Finding]
+    images: Mapping[str, bytes],
+    mask: bytes | None,
+    findings: list[Finding],
+    spacings: Mapping[str, Spacing] = MappingProxyType({}),
 ) -> tuple[dict[str, Grid], Grid | None]:
     """What belongs together: modality -> grid, the study's reference first, and the mask's grid.
 
-    What is bad is left out and appended to `findings`.
+    What is bad is left out and appended to `findings`. spacings: modality -> true voxel edges, as in the manifest.
     """
     grids: dict[str, Grid] = {}
     for slot, raw in (images if mask is None else {**images, "mask": mask}).items():
         try:
-            grids[slot] = read_grid(raw)
+            grids[slot] = read_grid(raw, spacings.get(slot))
         except VolumeError as error:
             findings.append(Finding(slot, error.problem, error.remedy))
     mask_grid = grids.pop("mask", None)

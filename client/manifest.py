@@ -1,7 +1,7 @@
 """A hospital's manifest (CSV, a row per volume) in, checked studies out; all its problems are listed in one pass.
 
-Columns: patient_id, study_id, modality, image (required), organ, abnormality, report, mask, site, split
-(optional); others are ignored. Paths are relative to the file.
+Columns: patient_id, study_id, modality, image (required), organ, abnormality, report, report_source, mask, site, split,
+spacing_mm (optional); others are ignored. Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +20,14 @@ from client.table import read_table
 from medmap_model.vocabulary import Vocabulary
 
 REQUIRED = ("patient_id", "study_id", "modality", "image")
-OPTIONAL = ("organ", "abnormality", "report", "mask", "site", "split")
+OPTIONAL = ("organ", "abnormality", "report", "report_source", "mask", "site", "split", "spacing_mm")
 SPLITS = ("train", "val", "test", "common")
+# Who wrote a report: a radiologist (also where the cell is empty), or code: measured from a mask, made from the label
+# (caption), or otherwise (generated). What code wrote may tell the label: it is read of training patients alone.
+REPORT_SOURCES = ("radiologist", "measured", "caption", "generated")
+_NOTHING_SAID = frozenset(("n/a", "na", "nan", "nil", "none", "null", "no report", "not available", "tbd", "xxx"))
+
+Spacing = tuple[float, float, float]
 
 
 class ManifestError(DataError):
@@ -28,7 +36,10 @@ class ManifestError(DataError):
 
 @dataclass(frozen=True)
 class Study:
-    """One exam of one patient. `rows`: modality -> row of the manifest, for messages."""
+    """One exam of one patient. `rows`: modality -> row of the manifest, for messages.
+
+    spacings: modality -> true voxel edges in mm along the file's axes, where the file's header is wrong.
+    """
 
     patient_id: str
     study_id: str
@@ -40,6 +51,8 @@ class Study:
     images: Mapping[str, Path]
     mask: Path | None
     rows: Mapping[str, int] = field(default_factory=dict, compare=False)
+    spacings: Mapping[str, Spacing] = field(default_factory=dict)
+    report_source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,7 @@ class _Reader:
         self.values: dict[tuple[str, str], dict[str, tuple[str, int]]] = {}  # study -> column -> value, row
         self.images: dict[tuple[str, str], dict[str, tuple[Path, int]]] = {}  # study -> modality -> path, row
         self.patients: dict[str, dict[str, tuple[str, int]]] = {}  # patient -> row, split, site, told
+        self.spacings: dict[tuple[str, str], dict[str, Spacing]] = {}  # study -> modality -> edges
         self.named: dict[str, int] = {}  # image -> the row that named it first
         self.exists: dict[str, bool] = {}
 
@@ -152,6 +166,7 @@ class _Reader:
         if split and split not in SPLITS:
             self.say(row, "split", f"'{split}' is not a split", nearest(split, SPLITS))
             del cell["split"]
+        self.report(row, cell)
         image = self.path(row, "image", cell["image"]) if cell["image"] else None
         mask = self.path(row, "mask", cell["mask"]) if cell.get("mask") else None
         cell["organ"], cell["mask"] = organ or "", str(mask or "")
@@ -159,7 +174,35 @@ class _Reader:
             self.person(row, cell)
         if cell["patient_id"] and cell["study_id"]:
             sound = organ and organ in self.owners.get(cell["modality"], ())
-            self.file(row, (cell["patient_id"], cell["study_id"]), cell, image if sound else None)
+            key = cell["patient_id"], cell["study_id"]
+            self.file(row, key, cell, image if sound else None)
+            if spacing := self.spacing(row, cell.get("spacing_mm", "")):
+                self.spacings.setdefault(key, {}).setdefault(cell["modality"], spacing)
+
+    def report(self, row: int, cell: dict[str, str]) -> None:
+        """A report has words, and one of the known sources."""
+        report, source = cell.get("report", ""), cell.get("report_source", "")
+        if report and (report.casefold() in _NOTHING_SAID or not any(map(str.isalpha, report))):
+            self.say(row, "report", f"The report says nothing: '{report}'", "Leave the cell empty where there is none")
+            cell["report"] = ""
+        if source and source not in REPORT_SOURCES:
+            remedy = nearest(source, REPORT_SOURCES)
+            self.say(row, "report_source", f"'{source}' is not a source of reports", remedy)
+            cell["report_source"] = "generated"  # until it is mended: the most careful
+
+    def spacing(self, row: int, text: str) -> Spacing | None:
+        """Three voxel edges in mm, apart by blanks, commas or x; None where none are given."""
+        if not text:
+            return None
+        try:
+            x, y, z = map(float, re.split(r"[\s,;x]+", text))
+        except ValueError:
+            x = y = z = 0.0
+        if all(0.01 <= edge <= 100 for edge in (x, y, z)):
+            return x, y, z
+        remedy = "Write three edges between 0.01 and 100 mm, as 0.8 0.8 5.5; empty: the header's"
+        self.say(row, "spacing_mm", f"'{text}' is no voxel size", remedy)
+        return None
 
     def organ(self, row: int, name: str, modality: str) -> str | None:
         """The row's organ, inferred from a modality that only one organ has; None where it cannot be told."""
@@ -183,7 +226,11 @@ class _Reader:
             return Path(path)
         slashed, parent = name.replace("\\", "/"), os.path.dirname(path)
         remedy = "Correct the path, which is relative to the manifest, or remove the row"
-        if slashed != name and (self.folder / slashed).is_file():
+        forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+        if other := next((form for form in forms if form != name and (self.folder / form).is_file()), None):
+            form = "composed" if len(other) < len(name) else "decomposed"
+            remedy = f"The file's name on disk is spelt the same in {form} Unicode: write that, or rename the file"
+        elif slashed != name and (self.folder / slashed).is_file():
             remedy = f"Write {slashed}, with forward slashes"
         elif not os.path.isdir(parent):
             remedy += f"; there is no folder {parent}"
@@ -205,7 +252,7 @@ class _Reader:
         """Keep the row, and say where its study or its file has said otherwise already."""
         study, images = self.values.setdefault(key, {}), self.images.setdefault(key, {})
         who = f"Study {key[1]} of patient {key[0]}"
-        for name in ("organ", "abnormality", "report", "mask"):
+        for name in ("organ", "abnormality", "report", "report_source", "mask"):
             if (value := cell.get(name)) and (first := study.setdefault(name, (value, row)))[0] != value:
                 remedy = "Give every row of a study the same, or another study_id"
                 self.say(row, name, f"{who} has another {name} in row {first[1]}", remedy)
@@ -231,18 +278,22 @@ class _Reader:
                 continue
             known = {column: value for column, (value, _) in self.values[name, study].items()}
             person = {column: value for column, (value, _) in self.patients[name].items()}
+            split, source = person.get("split") or split_of(name), known.get("report_source")
+            read = split == "train" or source in (None, "radiologist")  # else it may tell the label
             studies.append(
                 Study(
                     patient_id=name,
                     study_id=study,
                     organ=known["organ"],
                     abnormality=known.get("abnormality"),
-                    report=known.get("report"),
-                    split=person.get("split") or split_of(name),
+                    report=known.get("report") if read else None,
+                    split=split,
                     site=person.get("site"),
                     images={modality: path for modality, (path, _) in images.items()},
                     mask=Path(known["mask"]) if "mask" in known else None,
                     rows={modality: row for modality, (_, row) in images.items()},
+                    spacings={m: edges for m, edges in self.spacings.get((name, study), {}).items() if m in images},
+                    report_source=source,
                 )
             )
         return tuple(studies)

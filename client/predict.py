@@ -18,6 +18,7 @@ from torch import Tensor
 
 from client.cache import read_files
 from client.exams import Exam, Ignored
+from client.preprocess.nyul import scales, standardised
 from client.problems import Problem
 from client.volumes import prepare
 from configs.schema import VolumesConfig
@@ -101,6 +102,8 @@ def predict_with(
     """As `predict`, by whatever runs the network. info: as `medmap_model.checkpoint.read_info`."""
     refuse_untrained(info)
     volumes = VolumesConfig(**info["volumes"])
+    if volumes.standardise == "nyul":
+        scales(volumes, info["modalities"], {})  # an early word: without landmarks nothing can be predicted
 
     def opened(exam: Exam) -> tuple[Prediction, dict[str, NDArray[np.float16]]]:
         return _opened(exam, info, vocabulary, volumes)
@@ -137,7 +140,11 @@ def _opened(
     files = images | ({"mask": exam.mask} if exam.mask and uses_mask and images else {})
     contents, findings = read_files(files)
     mask = contents.pop("mask", None)
-    done = prepare(contents, mask, volumes)
+    done = prepare(contents, mask, volumes, exam.spacings, organ=exam.organ)
+    for modality, own in done.landmarks.items():
+        done.cubes[modality] = standardised(done.cubes[modality], own, tuple(volumes.landmarks[modality])).astype(
+            np.float16
+        )
     result.problems += [_where(finding.at(exam.study()), exam) for finding in findings + done.findings]
     result.used = [m for m in slots if m in done.cubes]
     result.missing = [m for m in slots if m not in done.cubes and m in info["modalities"]]

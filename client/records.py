@@ -18,6 +18,7 @@ from client.augment import augment as augmented
 from client.augment import mirror_report
 from client.cache import CubeCache, Entry
 from client.manifest import Problem, Study, read_manifest
+from client.preprocess.nyul import Landmarks, scales, standardised
 from client.problems import DataError
 from configs.schema import AugmentConfig, VolumesConfig
 from medmap_model.batch import Batch
@@ -48,15 +49,16 @@ class SiteRecords:
         embed: N texts -> (N, E) float32; called once, with every distinct text: reports, mirrored ones, negatives.
         captions: training patients with a label and no report get a caption (`medmap_model.text.captions`) as report.
         hard_negatives: batches carry `negatives` (`medmap_model.text.negatives`), of reports in training and validation.
+        scales: of `volumes.standardise=nyul`: modality -> the scale that its volumes are brought to.
         Patients of different manifests are different people. Raises ManifestError, and DataError when there is a bad
         volume and `volumes.on_bad_volume` is `stop`, or when nothing is left.
         """
-        self.vocabulary, self.size = vocabulary, volumes.size
+        self.vocabulary, self.size, self.cache_dir = vocabulary, volumes.size, cache_dir
         self._studies: list[Study] = []
         self._entries: list[Entry] = []
         self._patients: dict[str, list[list[int]]] = {}  # split -> patients -> studies, in the manifests' order
         self.problems: list[Problem] = []
-        cache = CubeCache(cache_dir, volumes)
+        self._cache = cache = CubeCache(cache_dir, volumes)
         for path in manifests:
             self._add(read_manifest(path, vocabulary, check_files=False).studies, cache)
         if self.problems and volumes.on_bad_volume == "stop":
@@ -64,6 +66,7 @@ class SiteRecords:
         if not self._studies:
             raise DataError("No volume can be used", self.problems)
         self._slots = [self._slots_of(i) for i in range(len(self._studies))]
+        self.scales = self._learnt(volumes) if volumes.standardise == "nyul" else {}
         self._in_memory = self._hold(volumes.memory_mb * 1_000_000)
         self.captioned = 0
         self._embed(embed, self._reports(captions), hard_negatives)
@@ -102,10 +105,7 @@ class SiteRecords:
     def cubes(self, *, split: str, organ: str) -> Iterator[tuple[list[int], Tensor]]:
         """Beside `studies`: the slots that have a volume, and these volumes (k, size, size, size) float16."""
         for i in self._last(split, organ):
-            yield (
-                self._slots[i],
-                self._in_memory[i] if i in self._in_memory else torch.from_numpy(self._entries[i].read()),
-            )
+            yield self._slots[i], self._cubes(i)
 
     def train_batches(
         self, *, batch_size: int, seed: int, augment: AugmentConfig | None, split: str = "train"
@@ -189,8 +189,28 @@ class SiteRecords:
             budget -= len(entry.modalities) * self.size**3 * 2
             if budget < 0:
                 break
-            held[i] = torch.from_numpy(entry.read())
+            held[i] = self._read(i)
         return held
+
+    def _learnt(self, volumes: VolumesConfig) -> dict[str, Landmarks]:
+        """Modality -> Nyul's scale: the settings' own, or of the training patients here."""
+        training: dict[str, list[Landmarks]] = {}
+        for study, entry in zip(self._studies, self._entries, strict=True):
+            for modality in entry.modalities if study.split == "train" else ():
+                training.setdefault(modality, []).append(entry.landmarks[modality])
+        return scales(volumes, {m for entry in self._entries for m in entry.modalities}, training)
+
+    def _cubes(self, study: int) -> Tensor:
+        """(k, size, size, size) float16, of the modalities that the study has."""
+        return self._in_memory[study] if study in self._in_memory else self._read(study)
+
+    def _read(self, study: int) -> Tensor:
+        entry = self._entries[study]
+        cubes = self._cache.read(entry, self._studies[study])
+        if self.scales:
+            for cube, modality in zip(cubes, entry.modalities, strict=True):
+                cube[:] = standardised(cube, entry.landmarks[modality], self.scales[modality])
+        return torch.from_numpy(cubes)
 
     def _reports(self, captions: bool) -> list[str | None]:
         """Each study's report: as written, or made from the label; None where there is none.
@@ -246,8 +266,7 @@ class SiteRecords:
         volumes = torch.zeros(*shape, *[self.size] * 3)
         present = torch.zeros(shape, dtype=torch.bool)
         for k, i in enumerate(studies):
-            cubes = self._in_memory[i] if i in self._in_memory else torch.from_numpy(self._entries[i].read())
-            volumes[k, self._slots[i]] = cubes.float()
+            volumes[k, self._slots[i]] = self._cubes(i).float()
             present[k, self._slots[i]] = True
         index = torch.tensor(studies)
         plain, mirrored = self._rows[..., index]

@@ -14,6 +14,7 @@ import numpy as np
 
 from client.manifest import SPLITS
 from client.policy import Privacy
+from client.preprocess import nyul
 from client.privacy.charge import charged, open_ledger
 from client.privacy.cohort import CohortSize, noisy_size, release_cohort
 from client.privacy.ledger import Key, Ledger
@@ -28,7 +29,7 @@ from medmap_model.contract import STAGES, VERSION, Card, Request, Task
 from medmap_model.groups import group_names, owned, pack, trunks, unpack
 from medmap_model.model import build_model
 from medmap_model.randomness import SecretRandom
-from medmap_model.releases import COHORT
+from medmap_model.releases import COHORT, SCALES, SHIFT
 from medmap_model.text import build_text_encoder
 
 if TYPE_CHECKING:
@@ -171,8 +172,8 @@ class Site:
     def release_cohort(self, request: Request) -> dict[str, Any]:
         """Organ -> table -> noisy counts of the training patients; charged before a patient is looked at."""
         tables = COHORT if request.tables is None else tuple(request.tables)
-        if not tables or set(tables) - set(COHORT):
-            raise SiteError("task", f"of a cohort there are the tables {', '.join(COHORT)}, not {tables}")
+        if not tables or set(tables) - {*COHORT, *SHIFT, *SCALES}:
+            raise SiteError("task", f"of a cohort there are no tables {tables}")
         organs, cost = self._asked(request)
         key = Key(request.run, "cohort", request.number, request.message)
         secret, released = SecretRandom(), {}
@@ -258,6 +259,10 @@ def open_site(
             data=replace(config.data, volumes=volumes),
             text=replace(config.text, cache_dir=str(cache_dir / "text")),
         )
+    try:
+        nyul.check(config)
+    except ConfigError as error:
+        raise SiteError("policy", str(error)) from None
     trainer = trainer_for(to_json(config))
     return Site(SiteEntry(name, manifests), config, trainer, open_records(config, manifests, cache_dir), policy)
 

@@ -14,12 +14,13 @@ from client.problems import Problem
 
 def read_table(raw: bytes, problems: list[Problem]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """(header in lower case, rows as (row number, cells)); blank rows are left out, what is wrong is appended."""
-    rows = _rows(_decode(raw, problems), problems)
+    rows = _rows(decode(raw, problems), problems)
     _, header = next(rows, (1, []))
     return [name.strip().lower().replace(" ", "_") for name in header], rows
 
 
-def _decode(raw: bytes, problems: list[Problem]) -> str:
+def decode(raw: bytes, problems: list[Problem]) -> str:
+    """A text file's bytes as text, without byte order mark; what is wrong with its encoding is appended."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):  # Excel's "Unicode text"
         return raw.decode("utf-16", errors="replace")
     try:

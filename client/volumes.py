@@ -1,7 +1,7 @@
 """From a study's NIfTI bytes to cubes: any grid (X, Y, Z) in; (size, size, size) float16 per modality out, in RAS.
 
 All cubes of a study share one centre in scanner millimetres, so modalities on different grids stay aligned.
-`prepare` depends on nothing but bytes and settings: its result can be kept under their hash (cache.py). nibabel
+`prepare` depends on nothing but bytes, spacings and settings: its result can be kept under their hash (cache.py). nibabel
 parses; one separable linear map crops, resamples (anti-aliased) and pads at once, and plain slicing serves where
 voxels are already as asked. An oblique grid keeps its own axes, which are less than 45 degrees off RAS.
 """
@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
 from client.grids import Finding, Grid, Points, VolumeError, read_voxels, study_grids
+from client.manifest import Spacing
+from client.preprocess.steps import Steps
 from configs.schema import VolumesConfig
+from medmap_model.landmarks import landmarks_of
 
-VERSION = 1  # raise it when `prepare` changes what it returns: cached cubes are then made anew
+VERSION = 2  # raise it when `prepare` changes what it returns: cached cubes are then made anew
 CLIP_Z = (-4.0, 6.0)  # of the normalised intensities; float16 keeps them to 0.002
 _FOREGROUND = 0.12  # of the 98th percentile: above air and its noise, below tissue
 _SAMPLE = 1 << 20  # voxels that intensity statistics look at; more would not change them
@@ -28,9 +32,13 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 @dataclass
 class Prepared:
-    """One study: modality -> (size, size, size) float16, and what is wrong with the others."""
+    """One study: modality -> (size, size, size) float16, and what is wrong with the others.
+
+    landmarks: of `standardise=nyul` alone: modality -> those of the whole volume, in the cubes' unit.
+    """
 
     cubes: dict[str, NDArray[np.float16]] = field(default_factory=dict)
+    landmarks: dict[str, tuple[float, ...]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -60,13 +68,29 @@ class Intensity:
         std = max(float(tissue.std(dtype=np.float64)), 1e-3 * (high - low))
         return cls(low, high, foreground, float(tissue.mean(dtype=np.float64)), std)
 
+    def tissue(self, data: Array) -> Array:
+        """Normalised values of the foreground, (N,)."""
+        flat = data.ravel(order="K")
+        flat = flat[:: max(1, flat.size // _SAMPLE)]
+        return self.normalise(flat[flat > self.foreground])
+
     def normalise(self, data: Array) -> Array:
         """Clipped foreground z-scores."""
         return ((data.clip(self.low, self.high) - self.mean) / self.std).clip(*CLIP_Z)
 
 
-def prepare(images: Mapping[str, bytes], mask: bytes | None, config: VolumesConfig) -> Prepared:
+def prepare(
+    images: Mapping[str, bytes],
+    mask: bytes | None,
+    config: VolumesConfig,
+    spacings: Mapping[str, Spacing] = MappingProxyType({}),
+    *,
+    organ: str | None = None,
+) -> Prepared:
     """All cubes of one study, from modality -> file content, and the mask's file content.
+
+    spacings: modality -> true voxel edges in mm along the file's axes, where its header is wrong. organ: skulls are stripped
+    of brains alone. Raises DataError for a tool that the settings need and this machine has not got.
 
     `crop=lesion` centres on the mask's largest connected part, `organ` on the middle of the whole mask; where there
     is no mask, or an empty one, both fall back to the foreground. Beware: if only some classes have masks, the way
@@ -75,8 +99,8 @@ def prepare(images: Mapping[str, bytes], mask: bytes | None, config: VolumesConf
     done = Prepared()
     clip = (config.clip_percentiles[0], config.clip_percentiles[1])
     needed = mask if config.crop in ("lesion", "organ") else None
-    grids, mask_grid = study_grids(images, needed, done.findings)
-    centre = None
+    grids, mask_grid = study_grids(images, needed, done.findings, spacings)
+    centre, steps = None, Steps(config, organ)
     if needed is not None and mask_grid:
         try:
             centre = _mask_centre(needed, mask_grid, largest=config.crop == "lesion")
@@ -88,7 +112,7 @@ def prepare(images: Mapping[str, bytes], mask: bytes | None, config: VolumesConf
         stored,
     ) in grids.items():  # the reference first: without a mask its middle or its foreground is the study's
         try:
-            grid, data = _load(images[slot], stored)
+            grid, data = steps(*load(images[slot], stored))
             intensity = Intensity.of(data, clip)
         except VolumeError as error:
             done.findings.append(Finding(slot, error.problem, error.remedy))
@@ -98,6 +122,8 @@ def prepare(images: Mapping[str, bytes], mask: bytes | None, config: VolumesConf
             centre = grid.to_mm(middle if config.crop == "centre" else _centroid(data > intensity.foreground))
         values = cube(grid, data, intensity, centre, spacing_mm=config.spacing_mm, size=config.size)
         cubes[slot] = values.astype(np.float16)
+        if config.standardise == "nyul":
+            done.landmarks[slot] = landmarks_of(intensity.tissue(data))
     done.cubes = {slot: cubes[slot] for slot in images if slot in cubes}
     return done
 
@@ -153,7 +179,7 @@ def _along(values: Array, axis: int, index: NDArray[np.intp], weights: Array) ->
     return sum(values.take(i, axis) * w.reshape(shape) for i, w in zip(index.T, weights.T, strict=True))
 
 
-def _load(raw: bytes, grid: Grid) -> tuple[Grid, Array]:
+def load(raw: bytes, grid: Grid) -> tuple[Grid, Array]:
     """The voxels, and their grid, in RAS order. Raises VolumeError."""
     data = read_voxels(raw, grid)
     rotation = grid.affine[:3, :3]
@@ -166,7 +192,7 @@ def _load(raw: bytes, grid: Grid) -> tuple[Grid, Array]:
 
 def _mask_centre(raw: bytes, stored: Grid, *, largest: bool) -> Points | None:
     """Millimetres of the middle of a mask (any value above 0), or of its largest part; None when it is empty."""
-    grid, data = _load(raw, stored)
+    grid, data = load(raw, stored)
     where = np.argwhere(data > 0)
     if not len(where):
         return None

@@ -1,8 +1,9 @@
 """YAML that people write by hand (site.yaml, federation.yaml), read into dataclasses; a mistake is one sentence with its line.
 
-A field is a text, a whole number, a number, true/false, a path (relative to the file), a dataclass, a list (tuple) of those, or
-`None |` one of those. `configs.setting.setting` gives its meaning and its range; one without a default is required.
-Its metadata may hold a `pattern` (of a text) and `unique` (of a list: the setting in which its entries differ) as well.
+A field is a text, a whole number, a number, true/false, a path (relative to the file), a dataclass, a list (tuple) of
+those, texts by name (dict[str, str]), or `None |` one of those. `configs.setting.setting` gives its meaning and its range;
+one without a default is required. Its metadata may hold a `pattern` (of a text) and `unique` (of a list: the setting in
+which its entries differ) as well.
 """
 
 from __future__ import annotations
@@ -92,6 +93,13 @@ def _value(node: yaml.Node, hint: Any, field: Field[Any], path: Path, where: str
             names = ", ".join(sorted(f.name for f in fields(inner)))
             raise ConfigError(f"{where}: write its settings on lines of their own, indented: {names}")
         return _read(node, inner, path, f"{key}.")  # type: ignore[arg-type]
+    if get_origin(inner) is dict:
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{where}: write `name: value` lines, indented")
+        return {
+            str(k.value): _value(v, get_args(inner)[1], field, path, f"{where}.{k.value}", f"{key}.{k.value}")
+            for k, v in node.value
+        }
     if get_origin(inner) is tuple:
         if not isinstance(node, yaml.SequenceNode):
             raise ConfigError(f"{where}: write a list, one entry a line, each after a dash")

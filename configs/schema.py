@@ -10,21 +10,44 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.federated import PrivacyConfig, StrategyConfig
+from configs.partitions import SitesConfig
 from configs.setting import setting
 
 
 @dataclass
 class VolumesConfig:
-    """From a file on disk to a (size, size, size) array: orientation, resampling, crop, intensity."""
+    """From a file on disk to a (size, size, size) array: orientation, preprocessing, resampling, crop, intensity."""
 
     spacing_mm: float = setting(4.0, "isotropic voxel size after resampling", minimum=0.2, maximum=20)
     size: int = setting(24, "voxels along each edge of the cube that a model sees", minimum=8, maximum=256)
     crop: str = setting("centre", "what the cube is centred on", choices=("lesion", "organ", "foreground", "centre"))
     clip_percentiles: list[float] = setting([0.5, 99.5], "intensities outside are clipped")
+    skull_strip: str = setting(
+        "none",
+        "brains: as they are, or by the command that each hospital's MEDMAP_SKULL_STRIP holds",
+        choices=("none", "hook"),
+    )
+    bias_correction: str = setting("none", "of a coil's slow change of brightness (SimpleITK)", choices=("none", "n4"))
+    register: str = setting(
+        "none",
+        "a study's volumes to its reference: by their headers, or by their voxels (SimpleITK)",
+        choices=("none", "rigid"),
+    )
+    standardise: str = setting(
+        "zscore", "z-scores of each volume's foreground, or Nyul's standard scale", choices=("zscore", "nyul")
+    )
+    landmarks: dict[str, list[float]] = setting(
+        {}, "nyul: modality -> 11 public landmarks (medmap-client landmarks); empty: of each site's training volumes"
+    )
     on_bad_volume: str = setting(
         "skip", "a volume that cannot be read: train without it, or stop", choices=("skip", "stop")
     )
     cache_dir: str | None = setting(None, "where prepared arrays are kept; None: beside the run")
+    cache_gb: float = setting(
+        0.0,
+        "most that they take on the disk; those used longest ago go, and are made anew when needed; 0: no bound",
+        minimum=0,
+    )
     memory_mb: int = setting(2048, "prepared arrays kept in memory, per site", minimum=0)
 
 
@@ -74,32 +97,6 @@ class DataConfig:
     volumes: VolumesConfig = field(default_factory=VolumesConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
-
-
-@dataclass
-class SitesConfig:
-    """How patients become virtual hospitals."""
-
-    kind: str = setting(
-        "mixed",
-        "partition",
-        choices=("mixed", "iid", "label_skew", "modality_skew", "organ_split", "natural"),
-    )
-    count: int = setting(6, "hospitals that train", minimum=1, maximum=1000)
-    patients: int = setting(80, "training patients per hospital and organ", minimum=1)
-    organs: list[str] = setting([], "restrict to these organs; empty: all of the vocabulary")
-    validation_patients: int = setting(16, "validation patients per hospital and organ", minimum=0)
-    test_patients: int = setting(28, "test patients per hospital and organ, in the hospital's own label mix", minimum=0)
-    common_patients: int = setting(
-        28, "balanced test patients per hospital's scanner and modality subset, and organ", minimum=0
-    )
-    external_patients: int = setting(70, "balanced test patients per organ of a hospital never trained on", minimum=0)
-    alpha: float = setting(0.5, "label_skew: Dirichlet concentration; small is skewed", minimum=0.01)
-    modalities_per_site: int = setting(2, "modality_skew: modalities that each hospital owns, per organ", minimum=1)
-    missing_rate: float = setting(0.15, "training patients who lack one more modality", minimum=0, maximum=1)
-    unreported_rate: float = setting(0.1, "training patients without a report", minimum=0, maximum=1)
-    column: str = setting("site", "natural: the manifest's column that names the hospital")
-    external_site: str | None = setting(None, "natural: the hospital that is never trained on")
 
 
 @dataclass

@@ -28,7 +28,9 @@ from medmap_model.vocabulary import Vocabulary, VocabularyError
 
 FORMAT = 1
 WEIGHTS, ABOUT, TEXTS, STATE = "model.safetensors", "model.json", "texts.safetensors", "state.json"
-_VOLUMES = ("spacing_mm", "size", "crop", "clip_percentiles")  # what changes a prepared volume
+_VOLUMES = (
+    "spacing_mm", "size", "crop", "clip_percentiles", "skull_strip", "bias_correction", "register", "standardise", "landmarks",
+)  # what changes a prepared volume
 _TEXT = ("kind", "model", "pooling", "max_tokens", "dim")
 
 

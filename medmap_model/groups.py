@@ -30,14 +30,10 @@ def trunks(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, str]:
     names = {m: m for m in vocabulary.modalities}
     taken: set[str] = set()
     for group in config.trunk_groups if config.sharing == "groups" else ():
-        # A name may contain a plus sign itself (C+A): the longest known name is taken first.
-        rest, members = group, []
-        while rest:
-            found = max((m for m in names if rest == m or rest.startswith(f"{m}+")), key=len, default=None)
-            if found is None:
-                raise ConfigError(f"model.trunk_groups={group}: '{rest}' is no modality; take {', '.join(names)}")
-            members.append(found)
-            rest = rest[len(found) + 1 :]
+        try:
+            members = vocabulary.modalities_in(group)
+        except ValueError as error:
+            raise ConfigError(f"model.trunk_groups={group}: {error}") from None
         if twice := [m for m in members if m in taken]:
             raise ConfigError(f"model.trunk_groups={group}: {twice[0]} is in two groups; name it once")
         taken |= set(members)

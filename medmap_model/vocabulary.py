@@ -117,6 +117,20 @@ class Vocabulary:
         """Every modality once, in the order of the organs. Organs that name the same modality share its encoder."""
         return tuple(dict.fromkeys(m for o in self.organs.values() for m in o.modalities))
 
+    def modalities_in(self, joined: str) -> list[str]:
+        """The modalities of `T1+C+A`; the empty text has none. Raises ValueError for a name that is none.
+
+        A name may contain a plus sign itself (C+A): the longest known name is taken first.
+        """
+        rest, members = joined, list[str]()
+        while rest:
+            found = max((m for m in self.modalities if rest == m or rest.startswith(f"{m}+")), key=len, default=None)
+            if found is None:
+                raise ValueError(f"'{rest}' is no modality; take {', '.join(self.modalities)}")
+            members.append(found)
+            rest = rest[len(found) + 1 :]
+        return members
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 (first 16 hex digits) of the content; part of what a site must agree on before it may join."""

@@ -88,7 +88,7 @@ def test_a_changed_file_is_prepared_again_and_the_same_content_elsewhere_is_not(
 @pytest.mark.parametrize(
     ("change", "again"),
     [({"size": 8}, True), ({"spacing_mm": 5.0}, True), ({"crop": "foreground"}, True), ({"clip_percentiles": [1.0, 99.0]}, True),
-     ({"memory_mb": 1}, False), ({"on_bad_volume": "stop"}, False), ({"cache_dir": "x"}, False)],
+     ({"memory_mb": 1}, False), ({"cache_gb": 1.0}, False), ({"on_bad_volume": "stop"}, False), ({"cache_dir": "x"}, False)],
 )  # fmt: skip
 def test_settings_that_change_cubes_and_only_those_make_new_ones(tmp_path, change, again):
     study = make_study(tmp_path / "scans")
@@ -161,7 +161,8 @@ from client.manifest import read_manifest
 from configs import load_vocabulary
 from configs.schema import VolumesConfig
 studies = read_manifest(Path(sys.argv[1]), load_vocabulary("medmom")).studies
-cache = CubeCache(Path(sys.argv[2]), VolumesConfig(size=16, spacing_mm=4.0, crop="centre"))
+config = VolumesConfig(size=16, spacing_mm=4.0, crop="centre", cache_gb=float(sys.argv[3]))
+cache = CubeCache(Path(sys.argv[2]), config)
 print("ready", flush=True)
 for study in studies:
     cache.entry(study)
@@ -169,9 +170,9 @@ print(cache.built)
 """
 
 
-def start_build(manifest: Path, cache: Path) -> subprocess.Popen[str]:
+def start_build(manifest: Path, cache: Path, *, cache_gb: float = 0.0) -> subprocess.Popen[str]:
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", BUILD, str(manifest), str(cache)]
+    command = [sys.executable, "-c", BUILD, str(manifest), str(cache), str(cache_gb)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
 
 
@@ -197,9 +198,7 @@ def test_a_killed_build_is_resumed(tmp_path, manifest):
     build = start_build(manifest, tmp_path / "cache")
     assert build.stdout is not None
     build.stdout.readline()
-    deadline = time.monotonic() + 30
-    while len(list((tmp_path / "cache").rglob("cubes/*/*"))) < 20 and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_for_cubes(tmp_path / "cache", 20)
     build.send_signal(signal.SIGKILL)
     build.wait()
     assert 0 < len(list((tmp_path / "cache" / "cubes").rglob("*/*"))) < 150
@@ -231,3 +230,24 @@ def test_names_in_the_folder_say_nothing(tmp_path):
     for name, content in files_of(tmp_path / "cache").items():
         assert "P0" not in str(name) and b"nii" not in content
     assert len(files_of(tmp_path / "cache")) == 2
+
+
+def test_two_processes_share_a_bounded_folder_and_a_kill_leaves_it_whole(tmp_path, manifest):
+    one = CubeCache(tmp_path / "measure", CONFIG).entry(make_study(tmp_path / "one", 1)).path.stat().st_size
+    limit = 40 * one
+    builds = [start_build(manifest, tmp_path / "cache", cache_gb=limit / 1e9) for _ in "ab"]
+    assert builds[0].stdout is not None
+    builds[0].stdout.readline()
+    wait_for_cubes(tmp_path / "cache", 20)
+    builds[0].send_signal(signal.SIGKILL)
+    builds[0].wait()
+    assert builds[1].communicate(timeout=60)[0].startswith("ready") and builds[1].returncode == 0
+    sizes = [p.stat().st_size for p in (tmp_path / "cache" / "cubes").rglob("*") if p.is_file()]
+    assert 0 < sum(sizes) <= limit * 1.1
+    assert set(sizes) == {one}, "no half file"
+
+
+def wait_for_cubes(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(list(folder.rglob("cubes/*/*"))) < count and time.monotonic() < deadline:
+        time.sleep(0.002)
