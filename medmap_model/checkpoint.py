@@ -29,7 +29,15 @@ from medmap_model.vocabulary import Vocabulary, VocabularyError
 FORMAT = 1
 WEIGHTS, ABOUT, TEXTS, STATE = "model.safetensors", "model.json", "texts.safetensors", "state.json"
 _VOLUMES = (
-    "spacing_mm", "size", "crop", "clip_percentiles", "skull_strip", "bias_correction", "register", "standardise", "landmarks",
+    "spacing_mm",
+    "size",
+    "crop",
+    "clip_percentiles",
+    "skull_strip",
+    "bias_correction",
+    "register",
+    "standardise",
+    "landmarks",
 )  # what changes a prepared volume
 _TEXT = ("kind", "model", "pooling", "max_tokens", "dim")
 

@@ -15,6 +15,7 @@ HELP = """\
 medmap-sim - simulate a federation of hospitals that trains MedMAP, and see what it brings
 
   medmap-sim [run] [key=value ...]     data, federation, baselines, comparison, report
+  medmap-sim partition [key=value ...] who has what: a table, partition.png, partition.json; nothing trains
   medmap-sim phantom [key=value ...]   write the simulated MRI data only, and say where
   medmap-sim -m key=a,b [key=value ..] a run per combination of values, one after the other, and a table over them
   medmap-sim config [key=value ...]    print every setting with its value and meaning
@@ -24,6 +25,7 @@ examples
   medmap-sim experiment=smoke output_dir=DIR   the whole path in under a minute
   medmap-sim sites=label_skew sites.count=8 seed=1 output_dir=outputs/skew
   medmap-sim data=manifest data.manifest=my.csv sites=natural sites.column=hospital
+  medmap-sim partition data=manifest data.manifest=my.csv sites=scanner_clusters sites.count=3
   medmap-sim resume=outputs/demo               go on with an interrupted run
   medmap-sim -m experiment=ablation            what each part of MedMAP brings: five variants, three seeds
 
@@ -50,8 +52,8 @@ def _main(arguments: list[str]) -> int:
     many = [a for a in arguments if a in ("-m", "--multirun")]
     arguments = [a for a in arguments if a not in ("-m", "--multirun")]
     command = arguments.pop(0) if arguments and "=" not in arguments[0] else "run"
-    if command not in ("run", "phantom", "config"):
-        return _fail(f"there is no command '{command}': take run, phantom or config (medmap-sim --help)", 2)
+    if command not in ("run", "partition", "phantom", "config"):
+        return _fail(f"there is no command '{command}': take run, partition, phantom or config (medmap-sim --help)", 2)
     if many and command != "run":
         return _fail(f"{many[0]} runs what it varies: it does not go with '{command}'", 2)
     try:
@@ -62,7 +64,7 @@ def _main(arguments: list[str]) -> int:
         config = load(arguments)
         if command == "config":
             return _print_config(config)
-        return _phantom(config) if command == "phantom" else _run(config)
+        return {"run": _run, "partition": _partition, "phantom": _phantom}[command](config)
     except ConfigError as error:
         return _fail(str(error), 2)
 
@@ -85,6 +87,31 @@ def _run(config: Config) -> int:
     except (*MISTAKES, RealDataError) as error:
         return _fail(str(error), 1)
     print_summary(folder)
+    return 0
+
+
+def _partition(config: Config) -> int:
+    from client.manifest import ManifestError
+    from configs import load_vocabulary
+    from simulation import census
+
+    if config.data.kind == "real":
+        return _fail("data.kind=real: its hospitals are fixed; take data=phantom or data=manifest", 2)
+    vocabulary, folder = load_vocabulary(config.data.vocabulary), Path(config.output_dir).absolute()
+    try:
+        if config.data.kind == "manifest":
+            from simulation.experiment import manifest_hospitals
+
+            told = census.of_hospitals(manifest_hospitals(config, vocabulary, folder), vocabulary)
+        else:
+            from simulation.sites import plan_sites
+
+            told = census.of_plan(plan_sites(config.sites, vocabulary, seed=config.seed), vocabulary, seed=config.seed)
+        census.write_census(told, folder)
+    except (ManifestError, OSError) as error:
+        return _fail(str(error), 1)
+    census.print_census(told)
+    print(f"picture: {folder / census.PICTURE}")
     return 0
 
 

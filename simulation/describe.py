@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from client.records import SiteRecords
 from configs.schema import Config, OptimConfig
 from medmap_model.contract import STAGES
 from medmap_model.model import MedMAP, describe
-from medmap_model.vocabulary import Vocabulary
+from medmap_model.shift import FEATURES, features, sums
+from medmap_model.vocabulary import Organ, Vocabulary
+from server.shift import shift_between
 from simulation.conditions import Hospital
 
 _SHOWN = 5  # problems of a site told before it trains
@@ -73,6 +77,31 @@ def at_start(config: Config, model: MedMAP, records: Mapping[str, SiteRecords]) 
             f"lr {settings.lr:g}, batch {settings.batch_size}"
         )
     return lines
+
+
+def describe_shift(
+    config: Config, hospitals: Sequence[Hospital], records: Mapping[str, SiteRecords], vocabulary: Vocabulary
+) -> dict[str, Any] | None:
+    """How far apart the hospitals' images are, from exact moments; None under privacy, where only noisy ones may show it."""
+    if config.privacy.kind != "none":
+        return None
+    tables = {
+        organ.name: {
+            h.entry.name: _feature_sums(records[h.entry.name], organ, split="test" if h.external else "train")
+            for h in hospitals
+        }
+        for organ in vocabulary.organs.values()
+    }
+    return shift_between(tables, vocabulary)
+
+
+def _feature_sums(records: SiteRecords, organ: Organ, *, split: str) -> np.ndarray:
+    """(M, EXACT) of a hospital's patients of an organ: exact, so never to leave a real one."""
+    points: list[list[np.ndarray]] = [[] for _ in organ.modalities]
+    for slots, cubes in records.cubes(split=split, organ=organ.name):
+        for slot, cube in zip(slots, cubes.float().numpy(), strict=True):
+            points[slot].append(features(cube))
+    return np.stack([sums(np.reshape(own, (len(own), len(FEATURES)))) for own in points])
 
 
 def describe_model(model: MedMAP) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from medmap_model.accounting import planned_releases, with_noise
 from medmap_model.model import build_model
 from medmap_model.text import build_text_encoder
 from medmap_model.vocabulary import Vocabulary
-from server import site_noise, statistics
+from server import shift, site_noise, statistics
 from server.checkpoint import read_json, write_json
 from server.progress import Event, Progress, TensorBoard
+from simulation.census import of_hospitals, write_census
 from simulation.comparison import compare
 from simulation.conditions import Hospital, run_all
 from simulation.validate import validate_models
@@ -53,6 +54,7 @@ def run(config: Config, progress: Progress) -> Path:
         model = build_model(config.model, vocabulary, build_text_encoder(config.text), seed=config.seed)
         check_model(model, config, organs=config.sites.organs or None)
     hospitals, data = prepare_data(config, vocabulary, run_dir, progress)
+    partition = write_census(of_hospitals(hospitals, vocabulary), run_dir)
     generated = time.monotonic()
     with TensorBoard(run_dir) as board:
         results = run_all(config, hospitals, run_dir, _both(progress, board))
@@ -74,6 +76,7 @@ def run(config: Config, progress: Progress) -> Path:
             "device": federated["device"],
         },
         "data": data,
+        "partition": partition,
         "sites": federated["sites"],
         "model": federated["description"],
         "stages": federated["stages"],
@@ -92,6 +95,7 @@ def run(config: Config, progress: Progress) -> Path:
         "privacy": _spent(config, hospitals),
         "validation": validation,
         "statistics": read_json(run_dir / statistics.FILE),
+        "shift": read_json(run_dir / shift.FILE) or federated["shift"],
         "site_privacy": federated["site_privacy"],
         "participation": federated["participation"],
         "communication": federated["communication"],
@@ -182,7 +186,9 @@ def prepare_data(
 ) -> tuple[list[Hospital], dict[str, Any]]:
     """The hospitals of the run, their data on disk, and what `summary.json` says of the data."""
     if config.data.kind == "manifest":
-        return _from_manifest(config, vocabulary, run_dir)
+        hospitals = manifest_hospitals(config, vocabulary, run_dir)
+        note = f"Patients of {Path(config.data.manifest or '').name}, in simulated hospitals."
+        return hospitals, {"kind": "manifest", "note": note, "difficulty": {}}
     real_hospitals, names = [], ""
     if config.data.kind == "real":  # before anything is simulated: without the packages the run ends at once
         from simulation import real
@@ -217,23 +223,31 @@ def _phantom(config: Config, vocabulary: Vocabulary, progress: Progress) -> tupl
     return hospitals, "Simulated patients (phantom): these results say nothing about real patients."
 
 
-def _from_manifest(config: Config, vocabulary: Vocabulary, run_dir: Path) -> tuple[list[Hospital], dict[str, Any]]:
+def manifest_hospitals(config: Config, vocabulary: Vocabulary, run_dir: Path) -> list[Hospital]:
+    """The patients of `data.manifest` as hospitals, each with a manifest of its own below `run_dir`/sites."""
     import csv
 
     from client.manifest import read_manifest
     from client.table import read_table
-    from simulation.sites import EXTERNAL, partition_manifest
+    from simulation.clusters import COLUMN, scanner_clusters
+    from simulation.partition import partition_manifest
+    from simulation.sites import EXTERNAL
 
     if not config.data.manifest:
         raise ConfigError("data.kind=manifest needs data.manifest=PATH: a CSV with one row per volume")
     path = Path(config.data.manifest).absolute()
-    read_manifest(path, vocabulary, check_files=False)  # a missing file is a bad volume: skipped, or a stop, by policy
+    # a missing file is a bad volume: skipped, or a stop, by policy
+    studies = read_manifest(path, vocabulary, check_files=False).studies
     header, lines = read_table(path.read_bytes(), [])
-    rows = [dict(zip(header, cells, strict=False)) for _, cells in lines]
+    rows = [dict(zip(header, map(str.strip, cells), strict=False)) for _, cells in lines]
     for row in rows:
         for column in ("image", "mask"):
             if row.get(column):
                 row[column] = str(path.parent / row[column])
+    if config.sites.kind == "scanner_clusters":
+        cluster = scanner_clusters(studies, config.sites.count, seed=config.seed)
+        for row in rows:
+            row[COLUMN] = cluster[row["patient_id"]]
     external = config.sites.external_site or EXTERNAL
     hospitals = []
     for name, mine in partition_manifest(rows, config.sites, vocabulary, seed=config.seed).items():
@@ -246,8 +260,4 @@ def _from_manifest(config: Config, vocabulary: Vocabulary, run_dir: Path) -> tup
             writer.writeheader()
             writer.writerows(mine)
         hospitals.append(Hospital(SiteEntry(name, (target,)), name == external))
-    return hospitals, {
-        "kind": "manifest",
-        "note": f"Patients of {path.name}, in simulated hospitals.",
-        "difficulty": {},
-    }
+    return hospitals

@@ -1,14 +1,14 @@
-"""Which virtual hospitals there are: the `sites` config in; `SiteSpec`s, or a manifest's rows per site, out."""
+"""Which virtual hospitals there are: the `sites` config in, `SiteSpec`s out. partition.py places a manifest's patients."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from configs.schema import SitesConfig
 from configs.setting import ConfigError
 from medmap_model.vocabulary import Vocabulary
+from simulation import skews
 from simulation.phantom.hospitals import MIXED
 from simulation.phantom.kinds import KINDS
 
@@ -50,10 +50,10 @@ def plan_sites(config: SitesConfig, vocabulary: Vocabulary, *, seed: int) -> lis
     """The phantom's hospitals, those trained on first, the external one last; ConfigError for an impossible plan."""
     from simulation.phantom.tissues import MODALITIES
 
-    if config.kind == "natural":
-        raise ConfigError("sites.kind=natural takes sites from a manifest: it needs data.kind=manifest")
+    if config.kind in ("natural", "scanner_clusters"):
+        raise ConfigError(f"sites.kind={config.kind} takes sites from a manifest: it needs data.kind=manifest")
     kinds: dict[str, tuple[str, ...]] = {}
-    for organ in _organs(config, vocabulary):
+    for organ in wanted_organs(config, vocabulary):
         lacking = set(KINDS.get(organ, {}).values()) - set(vocabulary.organs[organ].abnormalities)
         strange = set(vocabulary.organs[organ].modalities) - set(MODALITIES.get(organ, ()))
         if organ not in KINDS or lacking or strange:
@@ -63,13 +63,13 @@ def plan_sites(config: SitesConfig, vocabulary: Vocabulary, *, seed: int) -> lis
                 f"{' or '.join(KINDS)}, or use data.kind=manifest"
             )
         kinds[organ] = tuple(KINDS[organ])
-    specs = _plan(config, vocabulary, kinds, seed)
+    specs = plan_training(config, vocabulary, kinds, seed=seed)
     if config.external_patients:
         owned = {(o, m) for spec in specs for o, share in spec.organs.items() for m in share.modalities}
         organs = {
             organ: OrganShare(
                 0, 0, config.external_patients, 0,
-                tuple(m for m in vocabulary.organs[organ].modalities if (organ, m) in owned), _even(organ, names),
+                tuple(m for m in vocabulary.organs[organ].modalities if (organ, m) in owned), skews.even(organ, names),
             )
             for organ, names in kinds.items()
             if any(o == organ for o, _ in owned)
@@ -80,52 +80,36 @@ def plan_sites(config: SitesConfig, vocabulary: Vocabulary, *, seed: int) -> lis
     return specs
 
 
-def _organs(config: SitesConfig, vocabulary: Vocabulary) -> list[str]:
+def wanted_organs(config: SitesConfig, vocabulary: Vocabulary) -> list[str]:
+    """The vocabulary's organs, or those of `sites.organs`. Raises ConfigError for an unknown one."""
     for organ in config.organs:
         if organ not in vocabulary.organs:
             raise ConfigError(f"sites.organs={organ} is not in the vocabulary: take {', '.join(vocabulary.organs)}")
     return [o for o in vocabulary.organs if not config.organs or o in config.organs]
 
 
-def _plan(
-    config: SitesConfig, vocabulary: Vocabulary, kinds: Mapping[str, tuple[str, ...]], seed: int
-) -> list[SiteSpec]:
-    """The hospitals that train. `kinds`: organ -> what a patient of it can be."""
-    organs = list(kinds)
+def plan_training(config: SitesConfig, vocabulary: Vocabulary, kinds: skews.Kinds, *, seed: int) -> list[SiteSpec]:
+    """The hospitals that train. kinds: organ -> what a patient of it can be. Raises ConfigError."""
     if config.kind == "mixed" and _fits(vocabulary, kinds):
         return _mixed(config, vocabulary, kinds)
-    if config.kind == "organ_split" and config.count < len(organs):
-        raise ConfigError(
-            f"sites.count={config.count} cannot give each of {len(organs)} organs ({', '.join(organs)}) a hospital: "
-            f"take {len(organs)} or more, or restrict sites.organs"
-        )
-    if config.kind == "modality_skew":
-        for organ in organs:
-            most = len(vocabulary.organs[organ].modalities)
-            if config.modalities_per_site > most:
-                raise ConfigError(
-                    f"sites.modalities_per_site={config.modalities_per_site}: {organ} has only {most} modalities"
-                )
+    skews.check(config, vocabulary, kinds)
     specs = []
-    for i in range(config.count):
+    for i, size in enumerate(skews.sizes(config, seed=seed)):
         shares = {}
-        for position, organ in enumerate(organs):
-            if config.kind == "organ_split" and i % len(organs) != position:
+        for position, (organ, names) in enumerate(kinds.items()):
+            if config.kind == "organ_split" and i % len(kinds) != position:
                 continue
-            slots = vocabulary.organs[organ].modalities
-            if config.kind in ("modality_skew", "mixed"):
-                size = config.modalities_per_site if config.kind == "modality_skew" else (len(slots) + 1) // 2
-                own = {(i * size + j) % len(slots) for j in range(size)}
-                slots = tuple(m for j, m in enumerate(slots) if j in own)
-            skewed = config.kind in ("label_skew", "mixed")
-            mix = _skewed(kinds[organ], config.alpha, seed, i, organ) if skewed else _even(organ, kinds[organ])
-            shares[organ] = _share(config, 1.0, slots, mix)
+            if slots := skews.modalities(config, vocabulary, organ, i):
+                mix = skews.mix(config, organ, names, site=i, seed=seed)
+                shares[organ] = _share(config, size, slots, mix)
         name = f"{config.kind.replace('_', '-')}-{i + 1}"
+        if not shares:
+            raise ConfigError(f"hospital {name} would lack every modality: leave it one in sites.lacking")
         specs.append(SiteSpec(name, _SAME_SCANNER, shares, config.missing_rate, config.unreported_rate))
     return specs
 
 
-def _mixed(config: SitesConfig, vocabulary: Vocabulary, kinds: Mapping[str, tuple[str, ...]]) -> list[SiteSpec]:
+def _mixed(config: SitesConfig, vocabulary: Vocabulary, kinds: skews.Kinds) -> list[SiteSpec]:
     """The hospitals of the table that have one of the organs, in turn; from the second turn on with another scanner."""
     fitting = [(n, s, p) for n, s, p in MIXED if any(o in kinds for o in p)]
     specs = []
@@ -142,7 +126,7 @@ def _mixed(config: SitesConfig, vocabulary: Vocabulary, kinds: Mapping[str, tupl
     return specs
 
 
-def _fits(vocabulary: Vocabulary, kinds: Mapping[str, tuple[str, ...]]) -> bool:
+def _fits(vocabulary: Vocabulary, kinds: skews.Kinds) -> bool:
     """Whether the table of mixed hospitals speaks of this vocabulary's organs, modalities and kinds."""
     table = [(organ, part) for _, _, parts in MIXED for organ, part in parts.items() if organ in kinds]
     return set(kinds) <= {organ for organ, _ in table} and all(
@@ -161,124 +145,5 @@ def _sum(mix: Mapping[str, float], names: Iterable[str], organ: str) -> dict[str
 
 
 def _share(config: SitesConfig, size: float, modalities: tuple[str, ...], mix: Mapping[str, float]) -> OrganShare:
-    train = max(1, int(config.patients * size))
+    train = max(min(2, config.patients), int(config.patients * size))  # one patient alone has nothing to contrast with
     return OrganShare(train, config.validation_patients, config.test_patients, config.common_patients, modalities, mix)
-
-
-def _even(organ: str, names: Iterable[str]) -> dict[str, float]:
-    """Every abnormality equally often: a brain is normal as often as it has a tumour of any kind."""
-    counts_as = {name: KINDS.get(organ, {}).get(name, name) for name in names}
-    sizes = Counter(counts_as.values())
-    return {name: 1 / (len(sizes) * sizes[abnormality]) for name, abnormality in counts_as.items()}
-
-
-def _skewed(names: Iterable[str], alpha: float, seed: int, site: int, organ: str) -> dict[str, float]:
-    """A Dirichlet draw of label shares."""
-    import numpy as np
-
-    names = list(names)
-    rng = np.random.default_rng([seed, site, *organ.encode()])
-    draw = rng.dirichlet([alpha] * len(names))
-    if not np.isfinite(draw).all():  # a tiny alpha underflows: everything falls on one label
-        draw = np.eye(len(names))[rng.integers(len(names))]
-    return {n: float(p) for n, p in zip(names, draw, strict=True)}
-
-
-def partition_manifest(
-    rows: list[dict[str, str]], config: SitesConfig, vocabulary: Vocabulary, *, seed: int
-) -> dict[str, list[dict[str, str]]]:
-    """A manifest's rows per site, the external site last; every row says its `site` and `split`.
-
-    natural: by `config.column`. Otherwise patients, never volumes, go to the sites of the plan in the proportions
-    of the sites' label mixes; rows of modalities that a site does not own are dropped. A `split` that is given
-    stays; else a hash of the patient id decides (70/10/20). The external site (`config.external_site`, or a
-    random share) has test patients only. Rows are copied. Raises ConfigError where a site would be empty or
-    a column is missing.
-    """
-    if config.kind == "natural":
-        groups = _by_column(rows, config)
-    else:
-        groups = _by_plan(rows, config, vocabulary, seed)
-    external = (config.external_site if config.kind == "natural" else None) or EXTERNAL
-    placed = {}
-    for name, mine in sorted(groups.items(), key=lambda item: item[0] == external):
-        if not mine:
-            raise ConfigError(
-                f"no patient of the manifest falls to site {name}: take a smaller sites.count, a larger sites.alpha, "
-                "or more patients"
-            )
-        placed[name] = [
-            {**row, "site": name, "split": "test" if name == external else row.get("split") or _split(row)}
-            for row in mine
-        ]
-    return placed
-
-
-def _split(row: Mapping[str, str]) -> str:
-    from client.manifest import split_of
-
-    return split_of(row["patient_id"])
-
-
-def _by_column(rows: list[dict[str, str]], config: SitesConfig) -> dict[str, list[dict[str, str]]]:
-    groups: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        if config.column not in row:
-            raise ConfigError(f"sites.column={config.column}: the manifest's columns are {', '.join(row)}")
-        name = (row[config.column] or "").strip()
-        if not name:
-            raise ConfigError(f"sites.column={config.column} is empty for patient {row['patient_id']}: fill it in")
-        groups.setdefault(name, []).append(row)
-    if config.external_site and config.external_site not in groups:
-        raise ConfigError(f"sites.external_site={config.external_site} is not one of {', '.join(groups)}")
-    if config.external_site and len(groups) == 1:
-        raise ConfigError(f"sites.external_site={config.external_site} is the only site: none is left to train")
-    return groups
-
-
-def _by_plan(
-    rows: list[dict[str, str]], config: SitesConfig, vocabulary: Vocabulary, seed: int
-) -> dict[str, list[dict[str, str]]]:
-    """Patients to the planned sites, label by label: mixes come as near the plan's as whole patients allow."""
-    import numpy as np
-
-    wanted = _organs(config, vocabulary)
-    owner = {m: organ for organ in reversed(wanted) for m in vocabulary.organs[organ].modalities}
-    patients: dict[str, tuple[str, str]] = {}  # patient -> organ, abnormality
-    for row in rows:
-        organ = row.get("organ") or owner.get(row["modality"], "")
-        if organ in wanted and not patients.get(row["patient_id"], ("", ""))[1]:
-            patients[row["patient_id"]] = (organ, row.get("abnormality") or "")
-    names = {o: vocabulary.organs[o].abnormalities for o in wanted if o in {p[0] for p in patients.values()}}
-    specs = _plan(config, vocabulary, names, seed)
-    home: dict[str, str] = {}
-    for group in sorted(set(patients.values())):
-        organ, label = group
-        members = sorted(p for p, key in patients.items() if key == group)
-        rng = np.random.default_rng([seed, *f"{organ}/{label}".encode()])
-        members = [members[i] for i in rng.permutation(len(members))]
-        if config.external_patients:
-            share = min(
-                config.external_patients / sum(o == organ for o, _ in patients.values()), 1 / (config.count + 1)
-            )
-            cut = int(len(members) * share + rng.random())
-            home.update(dict.fromkeys(members[:cut], EXTERNAL))
-            members = members[cut:]
-        having = [s for s in specs if organ in s.organs]
-        weights = np.array(
-            [s.organs[organ].train * (s.organs[organ].mix[label] if label else 1.0) for s in having], float
-        )
-        edges = np.cumsum(weights if weights.sum() > 0 else np.ones(len(having)))
-        points = (np.arange(len(members)) + rng.random()) / max(len(members), 1)
-        for member, place in zip(members, np.searchsorted(edges / edges[-1], points), strict=True):
-            home[member] = having[min(int(place), len(having) - 1)].name
-    slots = {s.name: {m for share in s.organs.values() for m in share.modalities} for s in specs}
-    owned = set().union(*slots.values())
-    if config.external_patients:
-        slots[EXTERNAL] = owned
-    groups: dict[str, list[dict[str, str]]] = {name: [] for name in slots}
-    for row in rows:
-        name = home.get(row["patient_id"])
-        if name and row["modality"] in slots[name]:
-            groups[name].append(row)
-    return groups

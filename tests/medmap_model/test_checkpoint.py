@@ -81,7 +81,14 @@ def test_it_says_what_it_was_trained_on(run):
         "phantom",
         "none",
     )
-    assert info["volumes"] == {"spacing_mm": 4, "size": 16, "crop": "centre", "clip_percentiles": [0.5, 99.5]}
+    plain = {
+        "skull_strip": "none",
+        "bias_correction": "none",
+        "register": "none",
+        "standardise": "zscore",
+        "landmarks": {},
+    }
+    assert info["volumes"] == {"spacing_mm": 4, "size": 16, "crop": "centre", "clip_percentiles": [0.5, 99.5]} | plain
     assert info["vocabulary"]["hash"] == load_vocabulary("medmom").hash
     assert set(info["operating_points"]["brain"]["thresholds"]) == {"no_tumour", "tumour"}
 

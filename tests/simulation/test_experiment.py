@@ -50,9 +50,15 @@ def weights(run_dir: Path) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_a_run_leaves_what_it_promises(done):
     run_dir, shown = done
-    assert {"summary.json", "report.html", "config.yaml", "metrics.jsonl", "checkpoints", "tensorboard"} <= {
-        p.name for p in run_dir.iterdir()
-    }
+    assert {
+        "summary.json",
+        "report.html",
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+        "partition.png",
+    } <= {p.name for p in run_dir.iterdir()}
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["schema_version"], summary["status"], summary["engine"], summary["privacy"]) == (
         1,
@@ -73,6 +79,11 @@ def test_a_run_leaves_what_it_promises(done):
     assert set(matrix["models"]) == {"federated", "pooled", "naive", *[f"local-{s}" for s in trained]}
     assert len(matrix["organ"]["brain"]) == len(matrix["models"])
     assert summary["stages"]["finetune"]["rounds"] == 2
+    census = {s["name"]: s["patients"] for s in json.loads((run_dir / "partition.json").read_text())["sites"]}
+    assert {s["name"]: s["studies"] for s in summary["sites"]} == {
+        name: {split: n for split, n in patients.items() if split != "common"} for name, patients in census.items()
+    }
+    assert set(summary["shift"]["organs"]["brain"]["sites"]) == set(census)
     assert all(0 < s["studies"]["train"] <= 12 for s in summary["sites"] if not s["external"])
     traffic = summary["communication"]
     assert 0 < traffic["bytes_up"] <= traffic["bytes_down"]
@@ -132,7 +143,7 @@ def test_a_second_run_moves_the_first_aside(done, world):
     ("arguments", "code", "sentence"),
     [
         (["sites.cuont=3"], 2, "there is no setting 'sites.cuont'; did you mean sites.count"),
-        (["fly"], 2, "there is no command 'fly': take run, phantom or config"),
+        (["fly"], 2, "there is no command 'fly': take run, partition, phantom or config"),
         (["resume=nowhere"], 2, "resume=nowhere: there is no run in that folder"),
         (["data=manifest"], 2, "data.kind=manifest needs data.manifest=PATH"),
         (["data=manifest", "data.manifest=nowhere.csv", "output_dir=m"], 1, "nowhere.csv"),

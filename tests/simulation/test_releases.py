@@ -19,7 +19,7 @@ from configs import load_vocabulary, to_json
 from medmap_model import contract
 from medmap_model.accounting import Cost, with_noise
 from medmap_model.groups import layout, pack, unpack
-from medmap_model.releases import COHORT, INTENSITY, UNIT, cohort_tables
+from medmap_model.releases import COHORT, INTENSITY, SCALES, SHIFT, UNIT, cohort_tables
 from medmap_model.text import build_text_encoder
 from server.app import federate
 from server.releases import open_releases, read_receipts
@@ -176,13 +176,13 @@ def test_one_patient_moves_a_cohorts_tables_by_no_more_than_is_said(hospitals, c
     config = small_config()
     records = open_records(config, (hospitals["east"],), cache)
     organ = load_vocabulary("medmom").organs["brain"]
-    whole = cohort(records, organ, COHORT)
+    whole = cohort(records, organ, (*COHORT, *SHIFT, *SCALES))
     keep = records.counted
     tables = cohort_tables(organ)
     for left_out in range(12):
         records.counted = lambda split, organ, i=left_out: [j != i for j in range(len(keep(split=split, organ=organ)))]
         try:
-            without = cohort(records, organ, COHORT)
+            without = cohort(records, organ, (*COHORT, *SHIFT, *SCALES))
         finally:
             del records.counted
         for name, table in tables.items():

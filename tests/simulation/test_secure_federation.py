@@ -103,6 +103,14 @@ def test_a_round_that_loses_too_many_sites_is_void_and_tried_again(tmp_path, war
     assert first.content["secure"] != second.content["secure"]
 
 
+@pytest.mark.parametrize("kind", MESSAGES[:2])
+def test_nobody_trains_in_vain_where_too_few_are_left_for_the_quorum(tmp_path, wards, kind):
+    """Three of five could unmask their sum, and four are a quorum: training them would spend privacy for nothing."""
+    with pytest.raises(FederationError, match="has found no quorum 1 times"):
+        run(tmp_path, "strategy.quorum=0.8", lose=[(s, kind, "after") for s in (0, 1)])
+    assert not any(ward.given for ward in wards.values())
+
+
 def test_a_void_round_leaves_the_model_as_it_was(tmp_path, wards):
     (tmp_path / "x").mkdir()
     config = settings()

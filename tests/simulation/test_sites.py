@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,12 @@ from configs.setting import ConfigError
 from medmap_model.vocabulary import Vocabulary
 from simulation.phantom.kinds import KINDS
 from simulation.phantom.plan import check_specs
-from simulation.sites import EXTERNAL, SiteSpec, partition_manifest, plan_sites
+from simulation.sites import SiteSpec, plan_sites
 
-PHANTOM_KINDS = ("mixed", "iid", "label_skew", "modality_skew", "organ_split")
+PHANTOM_KINDS = (
+    "mixed", "iid", "label_skew", "shards", "quantity_skew", "modality_skew", "phase_availability", "organ_split",
+)  # fmt: skip
+MANIFEST_KINDS = ("natural", "scanner_clusters")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,10 @@ def plan(vocabulary: Vocabulary, seed: int = 0, **settings: object) -> list[Site
 def test_any_number_of_sites(kind: str, count: int, vocabulary: Vocabulary) -> None:
     if kind == "organ_split" and count == 1:
         with pytest.raises(ConfigError, match="cannot give each"):
+            plan(vocabulary, kind=kind, count=count)
+        return
+    if kind == "shards" and 2 * count < 7:
+        with pytest.raises(ConfigError, match="leave some of liver's 7 without one"):
             plan(vocabulary, kind=kind, count=count)
         return
     specs = plan(vocabulary, kind=kind, count=count)
@@ -76,13 +82,17 @@ def test_each_other_kind_changes_one_thing(vocabulary: Vocabulary) -> None:
             found |= {"modalities"} if len({sh.modalities for sh, _ in mine}) > 1 else set()
             found |= {"scanners"} if len({s.scanner for _, s in mine}) > 1 else set()
             found |= {"organs"} if len(mine) < 6 else set()
+            found |= {"sizes"} if len({sh.train for sh, _ in mine}) > 1 else set()
         return found
 
     assert what_differs("iid") == set()
     assert what_differs("label_skew") == {"labels"}
+    assert what_differs("shards") == {"labels"}
+    assert what_differs("quantity_skew") == {"sizes"}
     assert what_differs("modality_skew") == {"modalities"}
+    assert what_differs("phase_availability") == {"modalities"}
     assert what_differs("organ_split") == {"organs"}
-    assert what_differs("mixed") == {"labels", "modalities", "scanners", "organs"}
+    assert what_differs("mixed") == {"labels", "modalities", "scanners", "organs", "sizes"}
 
 
 def test_an_even_mix_counts_abnormalities_not_kinds(vocabulary: Vocabulary) -> None:
@@ -113,6 +123,43 @@ def test_modality_skew_covers_every_modality_and_external_has_only_what_is_train
     assert few[-1].organs["liver"].modalities == few[0].organs["liver"].modalities
 
 
+def test_shards_give_each_hospital_few_abnormalities_and_each_abnormality_a_hospital(vocabulary: Vocabulary) -> None:
+    for k in (1, 2, 3):
+        specs = plan(vocabulary, kind="shards", count=7, classes_per_site=k, organs=["liver"])[:-1]
+        seen = [{kind for kind, share in s.organs["liver"].mix.items() if share} for s in specs]
+        assert {len(own) for own in seen} == {k}
+        assert {sum(kind in own for own in seen) for kind in KINDS["liver"]} == {k}
+    brain = plan(vocabulary, kind="shards", count=2, classes_per_site=1, organs=["brain"])[:-1]
+    mixes = [s.organs["brain"].mix for s in brain]  # a tumour of any kind is one abnormality
+    assert sorted(sum(share > 0 for share in mix.values()) for mix in mixes) == [1, 4]
+    assert plan(vocabulary, 1, kind="shards") != plan(vocabulary, 2, kind="shards")
+
+
+def test_quantity_skew_keeps_the_patients_and_spreads_them_unevenly(vocabulary: Vocabulary) -> None:
+    def sizes(alpha: float) -> list[int]:
+        specs = plan(vocabulary, kind="quantity_skew", count=20, alpha=alpha)[:-1]
+        assert all(s.organs["brain"].train == s.organs["liver"].train for s in specs)
+        return [s.organs["liver"].train for s in specs]
+
+    assert all(1500 <= sum(sizes(alpha)) <= 1640 for alpha in (0.1, 0.5, 1000))
+    assert max(sizes(0.1)) > 600 > 110 > max(sizes(1000))
+    assert min(sizes(0.01)) == 2, "a hospital of one patient would have nothing to contrast with"
+
+
+def test_phase_availability_takes_away_what_is_named(vocabulary: Vocabulary) -> None:
+    lacking = ["T1ce+C+A+C+V+C+Delay", "DWI+FLAIR", ""]
+    specs = plan(vocabulary, kind="phase_availability", count=4, lacking=lacking)[:-1]
+    owned = [{m for share in s.organs.values() for m in share.modalities} for s in specs]
+    everything = set(vocabulary.modalities)
+    without = [{"T1ce", "C+A", "C+V", "C+Delay"}, {"DWI", "FLAIR"}, set()]
+    assert owned == [everything - gone for gone in (*without, without[0])]
+    only_liver = plan(vocabulary, kind="phase_availability", count=1, lacking=["T1+T1ce+T2+FLAIR"])
+    assert list(only_liver[0].organs) == ["liver"]
+    for lacking, words in ((["PET"], "'PET' is no modality"), (["+".join(everything)], "would lack every modality")):
+        with pytest.raises(ConfigError, match=words):
+            plan(vocabulary, kind="phase_availability", lacking=lacking)
+
+
 def test_settings_reach_the_plan(vocabulary: Vocabulary) -> None:
     spec, external = plan(
         vocabulary, count=1, organs=["liver"], patients=9, validation_patients=1, test_patients=2, common_patients=3,
@@ -128,6 +175,8 @@ def test_settings_reach_the_plan(vocabulary: Vocabulary) -> None:
 def test_impossible_plans_are_refused_in_one_line(vocabulary: Vocabulary) -> None:
     for settings, words in (
         ({"kind": "natural"}, "data.kind=manifest"),
+        ({"kind": "scanner_clusters"}, "data.kind=manifest"),
+        ({"kind": "shards", "classes_per_site": 3}, "brain has only 2"),
         ({"kind": "modality_skew", "modalities_per_site": 5}, "only 4 modalities"),
         ({"organs": ["knee"]}, "brain, liver"),
     ):
@@ -141,106 +190,10 @@ def test_impossible_plans_are_refused_in_one_line(vocabulary: Vocabulary) -> Non
     assert plan(Vocabulary.from_dict(body), organs=["brain"])
 
 
-def test_every_named_partition_loads() -> None:
-    assert {"iid", "label_skew", "mixed", "modality_skew", "natural", "organ_split"} <= set(choices("sites"))
-    for name in ("iid", "label_skew", "mixed", "modality_skew", "natural", "organ_split"):
+def test_every_partition_has_a_name_and_every_name_loads() -> None:
+    assert set(choices("sites")) == {*PHANTOM_KINDS, *MANIFEST_KINDS}
+    for name in choices("sites"):
         assert load([f"sites={name}"]).sites.kind == name
-
-
-def rows_of(vocabulary: Vocabulary, patients: int = 60) -> list[dict[str, str]]:
-    """A manifest: patients of both organs, labels in turn, all modalities, a column that names the hospital."""
-    table = []
-    for organ in vocabulary.organs.values():
-        for i in range(patients):
-            for modality in organ.modalities:
-                table.append(
-                    {
-                        "patient_id": f"{organ.name}{i}", "study_id": "1", "modality": modality, "image": f"{i}-{modality}",
-                        "organ": organ.name, "abnormality": organ.abnormalities[i % len(organ.abnormalities)],
-                        "split": "", "ward": f"ward {i % 3}",
-                    }
-                )  # fmt: skip
-    return table
-
-
-@pytest.mark.parametrize("kind", PHANTOM_KINDS)
-def test_a_manifest_is_partitioned_by_patient(kind: str, vocabulary: Vocabulary) -> None:
-    rows = rows_of(vocabulary)
-    config = SitesConfig(kind=kind, count=4, external_patients=10)
-    placed = partition_manifest(rows, config, vocabulary, seed=0)
-    assert list(placed)[-1] == EXTERNAL
-    assert len(placed) == 5
-    homes: dict[str, set[str]] = {}
-    for name, mine in placed.items():
-        for row in mine:
-            homes.setdefault(row["patient_id"], set()).add(name)
-            assert row["site"] == name
-    assert all(len(names) == 1 for names in homes.values())
-    assert {r["split"] for r in placed[EXTERNAL]} == {"test"}
-    assert {r["split"] for name, mine in placed.items() if name != EXTERNAL for r in mine} == {"train", "val", "test"}
-    assert 4 <= len({r["patient_id"] for r in placed[EXTERNAL] if r["organ"] == "brain"}) <= 14
-    specs = {s.name: s for s in plan(vocabulary, kind=kind, count=4)}
-    for name, mine in placed.items():
-        for row in mine:
-            if name != EXTERNAL:
-                assert row["modality"] in specs[name].organs[row["organ"]].modalities
-    assert all("site" not in r for r in rows)  # the caller's rows are untouched
-    assert partition_manifest(rows, config, vocabulary, seed=0) == placed
-    assert partition_manifest(rows, config, vocabulary, seed=1) != placed
-
-
-def test_a_manifest_follows_the_label_mix(vocabulary: Vocabulary) -> None:
-    config = SitesConfig(kind="mixed", count=6, external_patients=0)
-    placed = partition_manifest(rows_of(vocabulary, 210), config, vocabulary, seed=0)
-
-    def share(site: str, label: str) -> float:
-        patients = {r["patient_id"]: r["abnormality"] for r in placed[site] if r["organ"] == "liver"}
-        return list(patients.values()).count(label) / len(patients)
-
-    assert share("south", "fnh") > 0.25 > 0.08 > share("south", "hcc")
-    assert share("east", "hcc") > 0.25 > 0.08 > share("east", "fnh")
-
-
-def test_given_splits_stay_and_unlabelled_patients_find_a_home(vocabulary: Vocabulary) -> None:
-    rows = [{**r, "split": "common"} if r["patient_id"] == "brain0" else r for r in rows_of(vocabulary)]
-    rows = [{**r, "abnormality": ""} if r["patient_id"] == "brain1" else r for r in rows]
-    rows = [{k: v for k, v in r.items() if k != "organ"} for r in rows]  # the organ follows from the modality
-    placed = partition_manifest(rows, SitesConfig(kind="iid", count=3, external_patients=0), vocabulary, seed=0)
-    found = {r["patient_id"]: r["split"] for mine in placed.values() for r in mine}
-    assert found["brain0"] == "common"
-    assert "brain1" in found
-    assert len(found) == 120
-
-
-def test_natural_sites_are_the_column(vocabulary: Vocabulary) -> None:
-    rows = rows_of(vocabulary)
-    config = SitesConfig(kind="natural", column="ward", external_site="ward 1")
-    placed = partition_manifest(rows, config, vocabulary, seed=0)
-    assert list(placed) == ["ward 0", "ward 2", "ward 1"]
-    assert {r["split"] for r in placed["ward 1"]} == {"test"}
-    assert sum(map(len, placed.values())) == len(rows)
-    for settings, words in (
-        ({"column": "hospital"}, "columns are patient_id"),
-        ({"external_site": "ward 9"}, "not one of ward 0"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            partition_manifest(rows, replace(config, **settings), vocabulary, seed=0)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="empty for patient brain0"):
-        partition_manifest([{**rows[0], "ward": ""}], config, vocabulary, seed=0)
-
-
-def test_a_site_without_patients_is_refused(vocabulary: Vocabulary) -> None:
-    with pytest.raises(ConfigError, match=r"smaller sites\.count"):
-        partition_manifest(rows_of(vocabulary, 3), SitesConfig(kind="iid", count=40), vocabulary, seed=0)
-
-
-def test_a_vocabulary_of_ones_own_can_be_partitioned(vocabulary: Vocabulary) -> None:
-    body = vocabulary.to_dict()
-    body["organs"] = {"knee": {"modalities": ["PD", "T2"], "query": "?", "prompts": {"tear": ["a"], "none": ["b"]}}}
-    own = Vocabulary.from_dict(body)
-    for kind in PHANTOM_KINDS:
-        placed = partition_manifest(rows_of(own, 80), SitesConfig(kind=kind, count=3, alpha=2), own, seed=0)
-        assert len(placed) == 4
 
 
 def test_plans_are_light() -> None:
