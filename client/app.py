@@ -94,13 +94,14 @@ def _site(context: Context) -> Site:
     manifests: tuple[Path, ...]
     config = run_config(context.run_config)
     node, run = context.node_config, context.run_config
-    policy, folder = None, None
+    policy, folder, cache_gb = None, None, 0.0
     if node.get("site-file"):
         try:
             own = read_site(Path(str(node["site-file"])))
         except ConfigError as error:
             raise SiteError("policy", str(error)) from None
-        name, manifests, policy, folder = own.name, (own.manifest,), own.privacy, own.cache_dir
+        name, manifests, policy = own.name, (own.manifest,), own.privacy
+        folder, cache_gb = own.cache_dir, own.cache_gb
     elif node.get("manifest"):
         manifest = Path(str(node["manifest"]))
         name, policy = str(node.get("site", manifest.parent.name)), Privacy(required=False)
@@ -115,7 +116,7 @@ def _site(context: Context) -> Site:
         raise SiteError("data", "no data: start this node with --node-config 'site-file=\"/path/site.yaml\"'")
     chosen = node.get("cache-dir") or folder or (None if policy else run.get("cache-dir"))
     cache = chosen or manifests[0].parent / ".medmap-cache"
-    return open_site(config, name, manifests, Path(str(cache)), policy)
+    return open_site(config, name, manifests, Path(str(cache)), policy, cache_gb)
 
 
 def _vectors(msg: Message) -> dict:

@@ -79,6 +79,7 @@ class SiteSettings:
     manifest: Path = field(metadata={"help": "the CSV with a row per volume"})
     name: str | None = setting(None, "the hospital's name in the federation; none: the name of the manifest's folder")
     cache_dir: Path | None = setting(None, "where prepared volumes are kept; none: .medmap-cache beside the manifest")
+    cache_gb: float = setting(0.0, "most that they take on the disk; those used longest ago go; 0: no bound", minimum=0)
     privacy: Privacy = field(default_factory=lambda: Privacy(required=False))  # no section: as the run says
     egress: Egress = field(default_factory=Egress)
 
@@ -90,6 +91,7 @@ class SiteFile:
     manifest: Path
     name: str
     cache_dir: Path
+    cache_gb: float
     privacy: Privacy
     egress: Egress
     gate: Path
@@ -106,4 +108,4 @@ def read_site(path: Path) -> SiteFile:
     folder = said.manifest.parent
     cache = said.cache_dir or folder / ".medmap-cache"
     gate = said.egress.folder or path.parent / "gate"
-    return SiteFile(said.manifest, said.name or folder.name, cache, said.privacy, said.egress, gate)
+    return SiteFile(said.manifest, said.name or folder.name, cache, said.cache_gb, said.privacy, said.egress, gate)

@@ -245,14 +245,15 @@ def open_site(
     manifests: tuple[Path, ...],
     cache_dir: Path,
     policy: Privacy | None = None,
+    cache_gb: float = 0.0,
 ) -> Site:
     """The site of this name, opened once per process: the second message finds data and model ready.
 
-    policy: a hospital's own: what the run's settings say of budget, ledger, bad volumes and places on the disk is overruled.
+    policy: a hospital's own: what the run says of budget, ledger, bad volumes, and places and room on the disk is overruled.
     """
     config = from_json(config_json)
     if policy is not None:
-        volumes = replace(config.data.volumes, on_bad_volume="skip", cache_dir=None)
+        volumes = replace(config.data.volumes, on_bad_volume="skip", cache_dir=None, cache_gb=cache_gb)
         config = replace(
             config,
             privacy=policy.over(config.privacy),

@@ -59,8 +59,9 @@ def disk(subject: Subject) -> Row:
     """Free space for the prepared volumes, the ledger and Flower's folder; those that share a disk are added up."""
     home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") if subject.kit is None else subject.kit / "flower"
     cached = sum(f.stat().st_size for f in (subject.site.cache_dir / "cubes").rglob("*") if f.is_file())
+    most = subject.site.cache_gb * 1e9 or subject.cube_bytes
     needs = [
-        ("prepared volumes", subject.site.cache_dir, max(0, subject.cube_bytes - cached)),
+        ("prepared volumes", subject.site.cache_dir, max(0, min(most, subject.cube_bytes) - cached)),
         ("ledger", subject.site.ledger.parent, _LEDGER_BYTES),
         ("Flower", home, _FLOWER_BYTES),
     ]

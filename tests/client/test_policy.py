@@ -132,3 +132,14 @@ def test_a_run_cannot_choose_a_hospitals_ledger_or_budget(tmp_path, hospitals, c
     assert (ledger.path, ledger.epsilon) == (tmp_path / "own" / "north.db", 2.0)
     simulated = open_site(to_json(settings), "north", (hospitals["east"],), cache).ledger()
     assert (simulated.path, simulated.epsilon) == (tmp_path / "north.db", 500.0)
+
+
+def test_the_room_that_prepared_volumes_take_is_the_hospitals_to_say(tmp_path, hospitals, monkeypatch):
+    """Whatever bound the run has, or has none."""
+    asked = []
+    monkeypatch.setattr("client.site.open_records", lambda config, *more: asked.append(config.data.volumes.cache_gb))
+    config = to_json(small_config("data.volumes.cache_gb=7"))
+    own = read_site(write(tmp_path, f"manifest: {hospitals['east']}\ncache_gb: 0.5\n"))
+    open_site(config, "east", (own.manifest,), tmp_path, own.privacy, own.cache_gb)
+    open_site(config, "east", (own.manifest,), tmp_path)
+    assert asked == [0.5, 7]
