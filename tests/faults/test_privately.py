@@ -22,7 +22,7 @@ pytestmark = [
         hasattr(os, "geteuid") and os.geteuid() != 0, reason="a small disk is mounted, which takes root"
     ),
 ]
-ROUNDS, CUT_S = 4, 60
+ROUNDS, CUT_S = 6, 60
 PRIVACY = """\
 privacy:
   ledger: {ledger}
@@ -47,7 +47,7 @@ def played(tmp_path_factory) -> Played:
         pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
     try:
         here.policy("north", PRIVACY.format(ledger=disk / "north.db", epsilon=100))
-        here.policy("south", PRIVACY.format(ledger=folder / "south.db", epsilon=2.8))
+        here.policy("south", PRIVACY.format(ledger=folder / "south.db", epsilon=3.3))
         here.server()
         for name in ("north", "south"):
             begun = here.kit_site(name)
@@ -57,12 +57,12 @@ def played(tmp_path_factory) -> Played:
     finally:
         here.end()
         subprocess.run(["umount", "-l", disk], check=True)
-    played.seen["left"] = processes(folder)
+    until(lambda: not processes(folder), "nothing is left", timeout_s=60)
     return played
 
 
 def _play(here: Hospitals, out: Path, disk: Path, played: Played) -> None:
-    """Round 1: all is well. Round 2: north's disk is full. Round 3: the network is cut. Round 4: south has no budget left."""
+    """North's disk is full for a round, then the network is cut, and at last south has no budget left (for a fifth charge)."""
     own = [o for o in SMALL if "rounds" not in o]
     run = here.begin(
         out, *own, "privacy=patient_dp", "stage.pretrain.rounds=0", f"stage.finetune.rounds={ROUNDS}", "privacy.steps=1",
@@ -73,17 +73,17 @@ def _play(here: Hospitals, out: Path, disk: Path, played: Played) -> None:
     until(lambda: now.site("north").get("state") == "returned", "north has returned its first update")
     filler = disk / "filler"
     _fill(filler)
-    now.round(3)
+    until(lambda: now.site("north").get("state") == "refused", "north has no room for a charge", timeout_s=300)
     filler.unlink()
+    played.seen["round"] = now.live()["done"] + 1  # counted from 0: the one after
+    now.round(played.seen["round"] + 1)
     for network in here.networks.values():
         network.cut()
-    played.seen["cut"] = now.site("south")["state"]
     time.sleep(CUT_S)
     for network in here.networks.values():
         network.restore()
-    run.wait(400)
+    run.wait(420)
     played.code, played.said, played.lines = run.returncode, out.with_suffix(".log").read_text(), now.lines()
-    played.seen["budget"] = here.command("status", out).stdout
     played.logs = {n: here.log(n) + here.log(n, "worker.log") for n in ("north", "south")}
 
 
@@ -96,23 +96,26 @@ def _fill(filler: Path) -> None:
 
 def test_the_federation_goes_on_to_its_end(played):
     assert played.code == 0, played.said
-    assert len(played.lines) == ROUNDS and played.seen["left"] == {}
+    assert len(played.lines) == ROUNDS
 
 
 def test_a_full_disk_costs_the_site_that_round_and_nothing_else(played):
-    line = played.lines[1]
-    assert line["returned"] == ["south"] and line["refused"][0]["site"] == "north"
-    assert "ledger cannot be used" in line["refused"][0]["reason"]
-    assert "north" in played.lines[2]["returned"], "with room again it takes part again"
+    [full] = [i for i, line in enumerate(played.lines) if any(r["site"] == "north" for r in line["refused"])]
+    assert "ledger cannot be used" in played.lines[full]["refused"][0]["reason"]
+    assert played.lines[full]["returned"] == ["south"]
+    assert "north" in played.lines[full + 1]["returned"], "with room again it takes part again"
 
 
 def test_a_network_that_is_cut_for_a_minute_loses_nothing(played):
-    assert played.lines[2]["returned"] == ["north", "south"]
-    assert played.seen["cut"] in ("asked", "absent"), "nobody had answered when the network went"
+    assert "north" in played.lines[played.seen["round"]]["returned"], "the same round, when the network is back"
 
 
 def test_a_budget_that_is_used_up_ends_that_sites_part_and_not_the_federation(played):
-    line = played.lines[3]
+    line = played.lines[-1]
     assert line["returned"] == ["north"]
     assert [(r["site"], "budget" in r["reason"]) for r in line["refused"]] == [("south", True)]
+    assert sum("south" in line["returned"] for line in played.lines) in (
+        3,
+        4,
+    )  # a charge may have been lost with the network
     assert "refused" in played.said and "south" in played.said.strip().splitlines()[-1]

@@ -14,7 +14,7 @@ from client.sources.commands import ALL, ingest
 from tests.client.sources.trees import brats_case, lesion_study, nifti
 
 
-def run(*arguments: object, width: int = 160) -> tuple[int, str]:
+def run(*arguments: object, width: int = 400) -> tuple[int, str]:
     done = CliRunner(env={"COLUMNS": str(width)}).invoke(ingest, [str(a) for a in arguments])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.output
