@@ -28,7 +28,7 @@ e2e: setup
 
 test: setup
 	@bash scripts/install_packages.sh
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 quick: setup
 	$(BIN)/python -m pytest -m "not slow"

@@ -53,7 +53,7 @@ def processes(folder: Path, *programs: str) -> dict[int, str]:
     return found
 
 
-def until(condition: Callable[[], Any], what: str, *, timeout_s: float = 90, every_s: float = 0.1) -> Any:
+def until(condition: Callable[[], Any], what: str, *, timeout_s: float = 240, every_s: float = 0.1) -> Any:
     """What the condition gives, as soon as that is true. Fails with `what` when it never is."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
@@ -96,14 +96,14 @@ class Hospitals(Deployed):
             self.policy(name)
         if not (kit / "gate" / "approved.json").exists():
             self.approve(name)
-        own = {"SUPERLINK": f"localhost:{self.networks[name].port}", "RUNTIME_PORT": str(free_port())}
+        own = {"SUPERLINK": f"localhost:{self.networks[name].port}", "RUNTIME_PORT": str(free_port()), "WAIT_S": "170"}
         return subprocess.run(
             [kit / "start.sh"],
             env=self.environment(own),
             cwd="/",
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
 
@@ -204,7 +204,7 @@ class Watched:
         """A site's entry in status.json."""
         return dict(self.live().get("sites", {}).get(name, {}))
 
-    def round(self, number: int, *, timeout_s: float = 120) -> None:
+    def round(self, number: int, *, timeout_s: float = 300) -> None:
         """Wait until training of this round (counted over both stages, from 1) has begun."""
 
         def begun() -> bool:

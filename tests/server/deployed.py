@@ -60,7 +60,7 @@ class Deployed:
         ]  # fmt: skip
         self._start(name, command, kit, {"FLWR_HOME": str(kit / "flower")})
 
-    def online(self, count: int, *, wait_s: float = 60) -> None:
+    def online(self, count: int, *, wait_s: float = 180) -> None:
         """Wait until so many SuperNodes are online."""
         end = time.monotonic() + wait_s
         while True:
@@ -85,7 +85,7 @@ class Deployed:
         """The process of the running ServerApp."""
         return next((p for p, words in self._children() if b"flwr-serverapp" in words), None)
 
-    def wait(self, words: str, of: str, *, wait_s: float = 90) -> str:
+    def wait(self, words: str, of: str, *, wait_s: float = 240) -> str:
         """Until the log of a process holds the words. The log."""
         end, log = time.monotonic() + wait_s, self.folder / f"{of}.log"
         while words not in (text := log.read_text()):
