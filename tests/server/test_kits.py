@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import re
 import shutil
 import ssl
@@ -11,10 +12,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 
+import httpx
 import pytest
+from cryptography.hazmat.primitives import serialization
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
+from configs.kits import key_fingerprint
 from server.provision.authority import Authority, utc_now
 from tests.server.hosts import BIN, Host, free_port, processes_of
 from tests.server.provisioned import Coordinator, write_plan
@@ -148,6 +156,32 @@ def test_a_site_whose_clock_is_ten_minutes_off_is_refused_and_told_why(coordinat
         "a clock that jumps after the check: the server refuses"
     )
     assert processes_of(kit) == []
+
+
+@pytest.mark.slow
+def test_a_captured_request_is_worth_nothing_when_its_minutes_are_over(coordinator, port):
+    """A request of north's as it went over the wire, sent again by somebody who has not its key. At once Flower would take it: TLS
+    is what keeps it from being seen; a task that came twice is the gate's matter (test_gate)."""
+    key = serialization.load_ssh_private_key((coordinator.kits / "north" / "node.key").read_bytes(), None)
+    trust = ssl.create_default_context(cafile=coordinator.kits / "north" / "ca.crt")
+    codes, node = (
+        [],
+        json.loads((coordinator.kits / "server" / "state" / "nodes.json").read_text())[
+            key_fingerprint(key.public_key())
+        ],
+    )
+    asked = PullMessagesRequest(node=Node(node_id=int(node))).SerializeToString()
+    for minutes in (0, -6):
+        signed = (utc_now() + dt.timedelta(minutes=minutes)).isoformat()
+        headers = {
+            "flwr-public-key": b64encode(public_key_to_bytes(key.public_key())).decode(),
+            "flwr-timestamp": signed,
+            "flwr-signature": b64encode(sign_message(key, signed.encode())).decode(),
+            "content-type": "application/protobuf",
+        }
+        url = f"https://localhost:{port}/v1/fleet/pull-messages"
+        codes.append(httpx.post(url, headers=headers, content=asked, verify=trust, timeout=30).status_code)
+    assert codes[0] != 401 and codes[1] == 401, codes
 
 
 @pytest.mark.slow
