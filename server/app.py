@@ -10,13 +10,14 @@ import json
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 if TYPE_CHECKING:
     from configs.schema import Config
+    from medmap_model.contract import Card
     from server.progress import Progress
     from server.rounds import Federation
 
@@ -101,10 +102,10 @@ def main(grid: Grid, context: Context) -> None:
         federation = federate(grid, config_json, folder=folder, sites=sites, progress=progress, data=data)
         if config.privacy.validations:
             _validate(grid, config, [str(folder)], folder, sites=sites, progress=progress)
-        _finish(folder, config, federation)
+        _finish(folder, config, federation, data=data)
 
 
-def _finish(folder: Path, config: Config, federation: Federation) -> None:
+def _finish(folder: Path, config: Config, federation: Federation, *, data: str) -> None:
     """Write summary.json, which says that the run is complete, and report.html."""
     from server import shift, statistics, validate
     from server.checkpoint import read_json, write_json
@@ -117,6 +118,16 @@ def _finish(folder: Path, config: Config, federation: Federation) -> None:
             "status": "completed",
             "seed": config.seed,
             "engine": "flower",
+            "data": {"kind": data},
+            "sites": [_told(member.card) for member in federation.roster.members.values()],
+            "model": {
+                "name": config.model.name,
+                "parameters": sum(v.size for v in federation.vectors.values()),
+                "groups": [
+                    {"name": g, "parameters": v.size, "megabytes": v.nbytes / 1e6}
+                    for g, v in federation.vectors.items()
+                ],
+            },
             "stages": federation.stages(),
             "participation": federation.participation(),
             "communication": federation.communication(),
@@ -128,6 +139,18 @@ def _finish(folder: Path, config: Config, federation: Federation) -> None:
         },
     )
     print(f"The federation is complete: {write_report(folder)}")
+
+
+def _told(card: Card) -> dict[str, Any]:
+    """A site's line in the summary, as it told of itself: of a hidden cohort the numbers are noisy."""
+    return {
+        "name": card.site,
+        "external": False,
+        "modalities": [m for m, n in card.volumes.items() if n],
+        "organs": [o for o, n in card.studies.items() if n],
+        "volumes": {m: n for m, n in card.volumes.items() if n},
+        "studies": {k: card.splits.get(k, 0) for k in ("train", "val", "test")},
+    }
 
 
 def _named(paths: list[str]) -> dict[str, str]:

@@ -101,6 +101,8 @@ def test_a_federation_runs_whole_from_the_bundle(checkout, flower, hospitals, tm
     assert status == "finished:completed", log.read_text()[-3000:] if log.exists() else status
     summary = json.loads((out / "summary.json").read_text())
     assert summary["stages"]["finetune"]["rounds"] == 2
+    assert {x["name"]: x["modalities"] for x in summary["sites"]} == {"east": ["T1", "FLAIR"], "west": ["T2", "FLAIR"]}
+    assert summary["model"]["parameters"] == sum(g["parameters"] for g in summary["model"]["groups"]) > 100_000
     assert [len(json.loads(line)["returned"]) for line in (out / "metrics.jsonl").read_text().splitlines()] == [2, 2, 2]
     assert (out / "report.html").exists()
     validated = subprocess.run(
