@@ -51,11 +51,18 @@ def state(folder: Path, known: record.Record | None, live: Mapping[str, Any] | N
     if is_worked_in(folder):
         return "running"
     last = known.attempts[-1] if known and known.attempts else None
-    if last and not last.ended and last.age_s < STARTING_S:
+    if last and is_starting(last, live):
         return "starting"
     if last and last.ended == "finished:stopped":
         return "stopped"
     return "failed" if (live or {}).get("phase") == "failed" or (last and last.ended) else "cut off"
+
+
+def is_starting(attempt: record.Attempt, live: Mapping[str, Any] | None) -> bool:
+    """Whether it was submitted just now and has not come to work yet: status.json, if any, is of an attempt before."""
+    told = dt.datetime.fromisoformat(live["updated"]) if live else None
+    begun = told is not None and told >= dt.datetime.fromisoformat(attempt.started)
+    return not attempt.ended and not begun and attempt.age_s < STARTING_S
 
 
 def read_live(folder: Path) -> dict[str, Any] | None:

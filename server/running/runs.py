@@ -100,7 +100,7 @@ def ready_to_resume(folder: Path, known: Record, *, tell: Tell) -> None:
     if run is None or run.over:
         last.ended = run.status if run else "forgotten"
         return
-    if is_worked_in(folder) or last.age_s < folders.STARTING_S:
+    if is_worked_in(folder) or folders.is_starting(last, folders.read_live(folder)):
         raise RunError(
             f"run {run.id} in {folder} is going on ({run.status}): watch it with `medmap-server status {folder}`, end it with "
             f"`medmap-server stop {folder}`"

@@ -32,11 +32,11 @@ def line(number: int, missing: tuple[str, ...] = (), refused: tuple[str, ...] = 
     }  # fmt: skip
 
 
-def live(phase: str = "training", **more: object) -> dict:
+def live(phase: str = "training", age_s: float = 0, **more: object) -> dict:
     site = {"state": "returned", "since": utc_now().isoformat(), "last_seen": utc_now().isoformat(), "last_round": 1,
             "seconds": 75.0, "reason": None, "budget": {"spent": 3.0, "budget": 8.0}}  # fmt: skip
     return {
-        "schema_version": 1, "updated": utc_now().isoformat(), "phase": phase, "stage": "finetune", "round": 2, "rounds": 3, "done": 1,
+        "schema_version": 1, "updated": (utc_now() - dt.timedelta(seconds=age_s)).isoformat(), "phase": phase, "stage": "finetune", "round": 2, "rounds": 3, "done": 1,
         "total": 3, "round_started": None, "seconds_per_round": 60.0, "eta_s": 120.0, "error": None,
         "sites": {"east": site, "we\x1b[2Jst": site | {"state": "silent", "budget": None, "reason": "no answer in time"}}, **more,
     }  # fmt: skip
@@ -88,17 +88,19 @@ def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ended", "age_s", "phase", "state", "code"),
+    ("ended", "age_s", "phase", "news_s", "state", "code"),
     [
-        ("", 0, "training", "starting", 0),
-        ("", 100, "training", "cut off", 1),
-        ("finished:failed", 100, "training", "failed", 1),
-        ("", 100, "failed", "failed", 1),
-        ("finished:stopped", 100, "training", "stopped", 1),
+        ("", 1, "training", 2, "starting", 0),
+        ("", 1, "failed", 2, "starting", 0),  # an attempt before it failed
+        ("", 5, "training", 2, "cut off", 1),  # it had come to work: its server was killed within its first minute
+        ("", 100, "training", 200, "cut off", 1),
+        ("finished:failed", 100, "training", 2, "failed", 1),
+        ("", 100, "failed", 2, "failed", 1),
+        ("finished:stopped", 100, "training", 2, "stopped", 1),
     ],
 )
-def test_status_of_a_run_nobody_works_on(tmp_path, ended, age_s, phase, state, code):
-    folder = a_run(tmp_path / "out", lines=[line(1)], status=live(phase), ended=ended, age_s=age_s)
+def test_status_of_a_run_nobody_works_on(tmp_path, ended, age_s, phase, news_s, state, code):
+    folder = a_run(tmp_path / "out", lines=[line(1)], status=live(phase, news_s), ended=ended, age_s=age_s)
     exit_code, text = call("status", folder)
     assert exit_code == code and text.splitlines()[-1].startswith(state)
     assert (f"medmap-server resume {folder}" in text) == (code == 1)
