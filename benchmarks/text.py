@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from configs import load_vocabulary
-from configs.schema import PhantomConfig, PretrainConfig, TextConfig
+from configs.schema import PhantomConfig, TextConfig
+from configs.stages import PretrainConfig
 from medmap_model.model import TextProjection
 from medmap_model.objectives import bounded_temperature
 from medmap_model.text import TextEncoder, build_text_encoder

@@ -15,13 +15,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SType
 
+from client.problems import SiteError
 from medmap_model import contract
 from medmap_model.contract import Request, Task
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from client.policy import Egress, Privacy
+    from client.policy import Egress, Privacy, SiteFile
     from client.secure import SecureSite
     from client.site import Site
     from client.training import Figures
@@ -53,29 +54,39 @@ def guarded(handler: Callable[[Message, Context], RecordDict]) -> Callable[[Mess
 
 def _look_over(content: RecordDict, msg: Message, context: Context) -> None:
     """Raises SiteError for a reply that may not leave. A site's gate asks the same again, in its own process."""
-    from client.gate.egress import Asked, objection
-    from client.site import SiteError
+    from client.gate.asked import Asked
+    from client.gate.egress import objection
+    from client.gate.names import Names
 
-    asked = Asked.of(msg.metadata.message_type, msg.content)
-    if (why := objection(content, asked, *_demands(context))) is not None:
+    asked, own = Asked.of(msg.metadata.message_type, msg.content), _own(context)
+    if (why := objection(content, asked, *_demands(context), names=Names.of(own) if own else None)) is not None:
         raise SiteError("egress", why)
+
+
+def _own(context: Context) -> SiteFile | None:
+    """This node's site.yaml, if it has one. Raises SiteError where it cannot be used."""
+    from client.policy import read_site
+    from configs.setting import ConfigError
+
+    try:
+        path = context.node_config.get("site-file")
+        return read_site(Path(str(path))) if path else None
+    except ConfigError as error:
+        raise SiteError("policy", str(error)) from None
 
 
 def _demands(context: Context) -> tuple[Egress, Privacy]:
     """What this node's site.yaml says may leave; of a site without one, whatever the contract allows."""
-    from client.policy import SIMULATED, Privacy, read_site
+    from client.policy import SIMULATED, Privacy
 
-    if not context.node_config.get("site-file"):
-        return SIMULATED, Privacy(required=False)
-    own = read_site(Path(str(context.node_config["site-file"])))
-    return own.egress, own.privacy
+    own = _own(context)
+    return (own.egress, own.privacy) if own else (SIMULATED, Privacy(required=False))
 
 
 def _code(error: Exception) -> str:
     """The code of `contract.REFUSALS` for a failure."""
     from client.manifest import ManifestError
     from client.problems import DataError
-    from client.site import SiteError
     from client.training import Diverged
 
     if isinstance(error, SiteError):
@@ -87,19 +98,14 @@ def _code(error: Exception) -> str:
 
 def _site(context: Context) -> Site:
     """The hospital behind this node: `site-file` or `manifest` of the node config, or a line of the run's sites file."""
-    from client.policy import Privacy, read_site
-    from client.site import SiteError, open_site, read_sites, run_config
-    from configs.setting import ConfigError
+    from client.policy import Privacy
+    from client.site import open_site, read_sites, run_config
 
     manifests: tuple[Path, ...]
     config = run_config(context.run_config)
     node, run = context.node_config, context.run_config
     policy, folder, cache_gb = None, None, 0.0
-    if node.get("site-file"):
-        try:
-            own = read_site(Path(str(node["site-file"])))
-        except ConfigError as error:
-            raise SiteError("policy", str(error)) from None
+    if own := _own(context):
         name, manifests, policy = own.name, (own.manifest,), own.privacy
         folder, cache_gb = own.cache_dir, own.cache_gb
     elif node.get("manifest"):
@@ -116,7 +122,11 @@ def _site(context: Context) -> Site:
         raise SiteError("data", "no data: start this node with --node-config 'site-file=\"/path/site.yaml\"'")
     chosen = node.get("cache-dir") or folder or (None if policy else run.get("cache-dir"))
     cache = chosen or manifests[0].parent / ".medmap-cache"
-    return open_site(config, name, manifests, Path(str(cache)), policy, cache_gb)
+    site = open_site(config, name, manifests, Path(str(cache)), policy, cache_gb)
+    if own:  # whatever it is asked: a server need not ask for the card first
+        own.egress.check_sum(site.config.strategy)
+        own.egress.check_cohort({} if own.privacy.cohort == "hidden" else site.records.behind())
+    return site
 
 
 def _vectors(msg: Message) -> dict:
@@ -171,10 +181,10 @@ def _strategy(config_json: str) -> StrategyConfig:
 
 
 def _secure(context: Context, strategy: StrategyConfig) -> SecureSite:
-    """This site's secrets of the present round. They live in Flower's context: a SuperNode keeps it in its memory and hands
-    it to the process of each message; it never goes to the server."""
+    """This site's secrets of the present round. They live in Flower's context, which a SuperNode keeps and hands on."""
     from client.secure import SecureSite
 
+    _demands(context)[0].check_sum(strategy)
     kept: Any = context.state.get(contract.SECURE) or {contract.SECURE: "{}"}
     return SecureSite(json.loads(str(kept[contract.SECURE])), strategy)
 

@@ -22,7 +22,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,7 +42,6 @@ from client.room import Room, touch
 from client.volumes import VERSION, prepare
 from configs.schema import VolumesConfig
 
-_TRIES = 3  # to read what others may delete at the same time
 _STALE_S = 86400.0  # what killed builds leave behind is removed after a day
 _log = logging.getLogger(__name__)
 
@@ -94,11 +93,13 @@ class CubeCache:
             pass  # another process was tidying up as well
         except OSError as error:
             raise self._unwritable(error) from None
+        if self._room is not None:
+            self._room.tidy()
 
     def entries(self, studies: Sequence[Study]) -> list[Entry]:
         """One entry per study; what is not in the cache is prepared. Raises DataError if FOLDER is not writable."""
         start, before = time.perf_counter(), self.built
-        with workers_for(studies) as pool:
+        with workers_for(studies, slow="SimpleITK" in tools(self.config)) as pool:
             entries = list(pool.map(self.entry, studies))
         spent = time.perf_counter() - start
         _log.info("%d studies, %d of them prepared now, in %.1f s", len(entries), self.built - before, spent)
@@ -106,11 +107,7 @@ class CubeCache:
 
     def entry(self, study: Study) -> Entry:
         """One study, from the cache, or prepared and put there."""
-        files: dict[str, Path] = dict(study.images)
-        if study.mask and self.config.crop in ("lesion", "organ"):
-            files["mask"] = study.mask
-        also: list[Any] = [dict(study.spacings)] if study.spacings else []
-        also += [study.organ] if strips(self.config, study.organ) else []
+        files, also = self._sources(study)
         stamps = [(slot, _stamp(path)) for slot, path in files.items()]
         index = self._file("index", [self._transform, stamps, *also])
         try:
@@ -118,39 +115,62 @@ class CubeCache:
         except (OSError, ValueError, SafetensorError):
             pass  # not there, or damaged
         contents, missing = read_files(files)
-        hashes = [(slot, hashlib.sha256(raw).hexdigest()) for slot, raw in contents.items()]
-        cubes = self._file("cubes", [self._transform, hashes, [asdict(finding) for finding in missing], *also])
+        cubes = self._cubes_of(contents, missing, also)
         try:
             entry = self._open(cubes, study)
         except (OSError, ValueError, SafetensorError):
-            mask = contents.pop("mask", None)
-            done = prepare(contents, mask, self.config, study.spacings, organ=study.organ)
-            findings = [asdict(finding) for finding in missing + done.findings]
-            # one entry: safetensors keeps no order of several, and the same study must give the same bytes
-            about = json.dumps({"findings": findings, "landmarks": done.landmarks})
-            self._write(cubes, save(dict(done.cubes), {"about": about}))
-            self.built += 1
-            entry = self._open(cubes, study)
-            if self._room is not None:
-                self._room.took(entry.path)
-        if not missing:  # a file that could not be read may be readable next time, with the same stamp
+            entry, _ = self._make(cubes, contents, missing, study)
+        # a file that could not be read may be readable next time, with the same stamp
+        if not missing and entry.path == cubes:
             self._write(index, str(cubes.relative_to(self.folder / "cubes")).encode())
         return entry
 
     def read(self, entry: Entry, study: Study) -> NDArray[np.float16]:
         """An entry's cubes; prepared again where others needed the room. Raises DataError when that cannot be."""
-        if self._room is None:
-            return entry.read()
-        for _ in range(_TRIES):
-            try:
+        try:
+            if self._room is not None:
                 touch(entry.path)
-                return entry.read()
-            except (OSError, DataError):
-                again = self.entry(study)
-            if (again.path, again.modalities) != (entry.path, entry.modalities):
-                problem = Problem(None, "image", "Files of a study changed while they were in use", "Start again")
-                raise DataError("A prepared study cannot be made again", [*again.problems, problem])
-        return entry.read()
+            return entry.read()
+        except (OSError, DataError):  # deleted, by this process or by another
+            files, also = self._sources(study)
+            contents, missing = read_files(files)
+            again, made = self._make(self._cubes_of(contents, missing, also), contents, missing, study)
+        if (again.path, again.modalities) != (entry.path, entry.modalities):
+            problem = Problem(None, "image", "Files of a study changed while they were in use", "Start again")
+            raise DataError("A prepared study cannot be made again", [*again.problems, problem])
+        return np.stack([made[modality] for modality in again.modalities])  # the file may be gone again
+
+    def _sources(self, study: Study) -> tuple[dict[str, Path], list[Any]]:
+        """Slot -> file, and what else decides what becomes of them."""
+        files: dict[str, Path] = dict(study.images)
+        if study.mask and self.config.crop in ("lesion", "organ"):
+            files["mask"] = study.mask
+        also: list[Any] = [dict(study.spacings)] if study.spacings else []
+        return files, also + ([study.organ] if strips(self.config, study.organ) else [])
+
+    def _cubes_of(self, contents: Mapping[str, bytes], missing: Sequence[Finding], also: Sequence[Any]) -> Path:
+        hashes = [(slot, hashlib.sha256(raw).hexdigest()) for slot, raw in contents.items()]
+        return self._file("cubes", [self._transform, hashes, [asdict(finding) for finding in missing], *also])
+
+    def _make(
+        self, path: Path, contents: Mapping[str, bytes], missing: Sequence[Finding], study: Study
+    ) -> tuple[Entry, Mapping[str, NDArray[np.float16]]]:
+        """Prepare a study and write it; the cubes as well, since others may delete the file at once.
+
+        Where a tool failed, under a name that is not found again: the next start tries anew.
+        """
+        images = {slot: raw for slot, raw in contents.items() if slot != "mask"}
+        done = prepare(images, contents.get("mask"), self.config, study.spacings, organ=study.organ)
+        if not done.lasting:
+            path = self._file("cubes", [path.name, secrets.token_hex(8)])
+        findings = [asdict(finding) for finding in (*missing, *done.findings)]
+        # one entry: safetensors keeps no order of several, and the same study must give the same bytes
+        about = json.dumps({"findings": findings, "landmarks": done.landmarks})
+        self._write(path, save(dict(done.cubes), {"about": about}))
+        self.built += 1
+        if self._room is not None:
+            self._room.took(path)
+        return _entry(path, done.cubes, json.loads(about), study), done.cubes
 
     def _open(self, path: Path, study: Study) -> Entry:
         with safe_open(path, "np") as file:
@@ -158,9 +178,7 @@ class CubeCache:
             present = set(file.keys())
         if self._room is not None:
             touch(path)
-        modalities = tuple(modality for modality in study.images if modality in present)
-        problems = tuple(Finding(**finding).at(study) for finding in about["findings"])
-        return Entry(path, modalities, problems, about["landmarks"])
+        return _entry(path, present, about, study)
 
     def _file(self, kind: str, key: Any) -> Path:
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -182,9 +200,18 @@ class CubeCache:
         return DataError("The cache of prepared volumes cannot be written", [problem])
 
 
-def workers_for(studies: Sequence[Study]) -> ThreadPoolExecutor:
-    """Up to 4 threads for large files: unpacking and hashing release the interpreter lock. Small ones gain nothing."""
-    large = any(_stamp(path)[1] > 1_000_000 for study in studies[:1] for path in study.images.values())
+def _entry(path: Path, present: Collection[str], about: Mapping[str, Any], study: Study) -> Entry:
+    modalities = tuple(modality for modality in study.images if modality in present)
+    problems = tuple(Finding(**finding).at(study) for finding in about["findings"])
+    return Entry(path, modalities, problems, about["landmarks"])
+
+
+def workers_for(studies: Sequence[Study], *, slow: bool = False) -> ThreadPoolExecutor:
+    """Up to 4 threads for large files: unpacking and hashing release the interpreter lock. Small ones gain nothing.
+
+    slow: more is done to each than reading it, by tools that release the lock as well.
+    """
+    large = slow or any(_stamp(path)[1] > 1_000_000 for study in studies[:1] for path in study.images.values())
     return ThreadPoolExecutor(min(4, os.cpu_count() or 1) if large else 1)
 
 
@@ -201,7 +228,7 @@ def read_files(files: Mapping[str, Path], size: int = -1) -> tuple[dict[str, byt
     contents, missing = {}, []
     for slot, path in files.items():
         try:
-            with path.open("rb") as file:
+            with path.open("rb", buffering=0) as file:  # a buffer would cost as much as reading a header
                 contents[slot] = file.read(size)
         except FileNotFoundError:
             missing.append(Finding(slot, "The file is missing", "Correct the path, or remove the row"))

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -17,24 +19,27 @@ from rich.table import Table
 from rich.text import Text
 
 from client.cache import read_files, workers_for
-from client.grids import HEADER_BYTES, Grid, study_grids
+from client.grids import HEADER_BYTES, Grid, boxes_mm, spacings_mm, study_grids
 from client.manifest import SPLITS, Manifest, Study, scan_manifest
 from client.problems import Problem
 from client.volumes import prepare
 from configs.schema import VolumesConfig
 from medmap_model.vocabulary import NONE, Vocabulary
 
+_AT_ONCE = 64  # studies that a thread is given where only headers are read: handing over takes longer than a study
 _RANGES = 6  # of row numbers, shown of a problem that many rows share
+_LINES = 1000  # of a table of problems: nobody reads on, and 100,000 take a minute to draw
 
 
 @dataclass
 class SiteCheck:
-    """What was found: problems of rows, problems of files, and modality -> grids of the good volumes."""
+    """What was found: problems of rows and of files, modality -> grids of the good volumes, and studies with these alone."""
 
     manifest: Manifest
     rows: list[Problem]
     files: list[Problem] = field(default_factory=list)
     grids: dict[str, list[Grid]] = field(default_factory=dict)
+    usable: list[Study] = field(default_factory=list)
 
 
 def check_site(
@@ -59,10 +64,16 @@ def check_site(
             grids = {slot: grid for slot, grid in known.items() if slot in done.cubes}
         return [finding.at(study) for finding in findings], grids
 
+    step = _AT_ONCE if headers_only else 1
+    batches = [studies[i : i + step] for i in range(0, len(studies), step)]
     with workers_for(studies) as pool:
-        results = track(pool.map(opened, studies), "Opening", len(studies), console=progress, transient=True)
-        for problems, grids in results:
+        results = chain.from_iterable(pool.map(lambda batch: [opened(study) for study in batch], batches))
+        told = track(results, "Opening", len(studies), console=progress, transient=True)
+        for study, (problems, grids) in zip(studies, told, strict=True):
             found.files += problems
+            if grids:
+                images = {modality: path for modality, path in study.images.items() if modality in grids}
+                found.usable.append(study if len(images) == len(study.images) else replace(study, images=images))
             for modality, grid in grids.items():
                 found.grids.setdefault(modality, []).append(grid)
     return found
@@ -91,15 +102,20 @@ def show(found: SiteCheck, vocabulary: Vocabulary, config: VolumesConfig, consol
 
 
 def problem_table(problems: Iterable[Problem]) -> Table:
-    """A line per problem; rows that share it are named together."""
+    """A line per problem; rows that share it are named together. What comes after the first 1000 lines is counted."""
     groups: dict[tuple[str | None, str, str], list[int]] = {}
     for p in problems:
         groups.setdefault((p.column, p.problem, p.remedy), []).append(p.row or 0)
     table = Table(box=box.SIMPLE_HEAD, title="Problems", title_justify="left", title_style="bold", pad_edge=False)
     for name, ratio in (("row", None), ("column", None), ("problem", 3), ("what to do", 3)):
         table.add_column(name, ratio=ratio, overflow="fold")
-    for (column, problem, remedy), rows in groups.items():
+    for (column, problem, remedy), rows in islice(groups.items(), _LINES):
         table.add_row(*map(Text, (row_ranges(rows), column or "", problem, remedy)))
+    if left := Counter(column or "file" for column, _, _ in islice(groups, _LINES, None)):
+        told = ", ".join(f"{column} {count:,}" for column, count in left.items())
+        table.add_row(
+            "", "", Text(f"And {left.total():,} problems more: {told}"), Text("Mend these first, then check again")
+        )
     return table
 
 
@@ -152,9 +168,10 @@ def _modalities(found: SiteCheck, vocabulary: Vocabulary, config: VolumesConfig)
         grids = found.grids.get(modality, [])
         if not grids:
             continue
-        low, high = (f(f(g.spacing_mm) for g in grids) for f in (min, max))
-        other = sum(abs(g.spacing_mm - config.spacing_mm).max() > 1e-3 * config.spacing_mm for g in grids)
-        small = sum((g.box_mm[1] - g.box_mm[0]).min() < reach * 0.999 for g in grids)
+        spacings, boxes = spacings_mm(grids), boxes_mm(grids)
+        low, high = spacings.min(), spacings.max()
+        other = (np.abs(spacings - config.spacing_mm).max(1) > 1e-3 * config.spacing_mm).sum()
+        small = ((boxes[:, 1] - boxes[:, 0]).min(1) < reach * 0.999).sum()
         edges = f"{low:.3g}" if high - low < 0.005 else f"{low:.3g} to {high:.3g}"
         table.add_row(modality, str(len(grids)), edges, str(other), str(small))
     return table

@@ -5,23 +5,24 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
-import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from client.manifest import Spacing, Study
+from client.nifti import HEAD_BYTES, Coding, Header, read_header
 from client.problems import Problem
 
 HEADER_BYTES = 4096  # the start of a file, packed or not, that holds its header
 _OVERLAP = 0.5  # share of the smaller field of view that must lie in the study's
 _SIZES = 8.0  # largest factor between two fields of view of a study, by volume
 _SHEAR = 0.05  # cosine of two index axes from which their angle matters: 3 degrees
+_FAR_MM = 1e6  # from the scanner's middle: what is further is no place, and too far to tell two corners apart
 _UNITS = {1: "metres", 3: "microns"}  # NIfTI's codes of lengths that are not millimetres
 
 Points = NDArray[np.float64]
@@ -56,25 +57,22 @@ class Finding:
 class Grid:
     """Where the voxels of a volume lie: `affine` maps indices to scanner millimetres (RAS+).
 
-    `header` is nibabel's, of a volume as it is on disk: where its voxels start, and how they are coded.
+    `coding`: how the file stores its voxels, of a volume as it is on disk.
     """
 
     shape: tuple[int, ...]
     affine: Points
-    header: nib.Nifti1Header | None = None
+    coding: Coding | None = None
 
     @cached_property
     def spacing_mm(self) -> Points:
         """Voxel size along each index axis, (3,)."""
-        return np.hypot.reduce(self.affine[:3, :3])
+        return spacings_mm([self])[0]
 
     @cached_property
     def box_mm(self) -> Points:
         """Lower and upper corner of the field of view, edges of the outermost voxels, (2, 3)."""
-        ends = self.affine[:3, :3] * (np.array(self.shape) / 2)
-        middle = self.to_mm((np.array(self.shape) - 1) / 2)
-        reach = np.abs(ends).sum(1)
-        return np.array([middle - reach, middle + reach])
+        return boxes_mm([self])[0]
 
     def to_mm(self, index: Points) -> Points:
         """Millimetres of a voxel index, (3,)."""
@@ -82,6 +80,23 @@ class Grid:
 
     def __str__(self) -> str:
         return " x ".join(f"{s:.0f}" for s in self.box_mm[1] - self.box_mm[0]) + " mm"
+
+
+def spacings_mm(grids: Collection[Grid]) -> Points:
+    """Voxel sizes of many grids along their index axes, (N, 3)."""
+    return np.hypot.reduce(_affines(grids)[:, :3, :3], axis=1)
+
+
+def boxes_mm(grids: Collection[Grid]) -> Points:
+    """Fields of view of many grids, as `Grid.box_mm`, (N, 2, 3)."""
+    affines, shapes = _affines(grids), np.array([grid.shape for grid in grids], float).reshape(-1, 3, 1)
+    middle = (affines[:, :3, :3] @ ((shapes - 1) / 2))[..., 0] + affines[:, :3, 3]
+    reach = (np.abs(affines[:, :3, :3]) @ (shapes / 2))[..., 0]
+    return np.stack([middle - reach, middle + reach], axis=1)
+
+
+def _affines(grids: Collection[Grid]) -> Points:
+    return np.array([grid.affine for grid in grids]).reshape(-1, 4, 4)
 
 
 def inflate(raw: bytes) -> bytes:
@@ -108,11 +123,11 @@ def read_grid(raw: bytes, spacing_mm: Spacing | None = None) -> Grid:
     head = raw[:HEADER_BYTES]
     if raw[:2] == b"\x1f\x8b":
         try:
-            head = zlib.decompressobj(31).decompress(head, HEADER_BYTES)
+            head = zlib.decompressobj(31).decompress(head, HEAD_BYTES)
         except zlib.error:
             raise VolumeError("The gzip file is damaged", "Copy or export it again") from None
     try:
-        header = _header(head)
+        header = read_header(head)
         if header is not None:
             return _respaced(_checked(header), spacing_mm)
     except VolumeError:
@@ -126,10 +141,9 @@ def read_grid(raw: bytes, spacing_mm: Spacing | None = None) -> Grid:
 
 def read_voxels(raw: bytes, grid: Grid) -> NDArray[np.float32]:
     """The scaled voxels of a file's content, (X, Y, Z) in the file's order. Raises VolumeError."""
-    content, header = inflate(raw), grid.header
-    assert header is not None  # the grid is read from this file
-    dtype, count = header.get_data_dtype(), math.prod(grid.shape)
-    (slope, intercept), start = header.get_slope_inter(), int(header.get_data_offset())
+    content, count = inflate(raw), math.prod(grid.shape)
+    assert grid.coding is not None  # the grid is read from this file
+    dtype, start, slope, intercept = grid.coding
     if len(content) < start + count * dtype.itemsize:
         problem = "It holds fewer voxels than its header says (truncated)"
         raise VolumeError(problem, "Copy or export it again")
@@ -144,52 +158,40 @@ def read_voxels(raw: bytes, grid: Grid) -> NDArray[np.float32]:
     return data
 
 
-def _header(head: bytes) -> nib.Nifti1Header | None:
-    """nibabel's header of unpacked content with header and voxels in one file; None where it is not NIfTI."""
-    for kind, magic in ((nib.Nifti1Header, head[344:347]), (nib.Nifti2Header, head[4:7])):
-        size = kind.sizeof_hdr
-        either = (size.to_bytes(4, "little"), size.to_bytes(4, "big"))
-        if len(head) >= size and magic in (b"n+1", b"n+2") and head[:4] in either:
-            return kind(head[:size], check=False)
-    return None
-
-
-def _checked(header: nib.Nifti1Header) -> Grid:
-    shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
-    affine = np.asarray(header.get_best_affine(), np.float64)
-    header.get_slope_inter()  # raises for an impossible scaling
-    if header.get_data_offset() < header.sizeof_hdr:
-        raise HeaderDataError("voxels inside the header")
+def _checked(header: Header) -> Grid:
+    shape, dtype = header.shape, header.coding.dtype
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    voxels = " x ".join(map(str, shape)) or "no"
     if dtype.kind not in "iuf":
         raise VolumeError(f"Its voxels are no numbers ({dtype})", "Export magnitude images")
+    voxels = " x ".join(map(str, shape)) or "no"
     if len(shape) > 3:
         remedy = "Split it into 3-D files, one row each"
         raise VolumeError(f"It has {len(shape)} dimensions ({voxels})", remedy)
     if len(shape) < 3 or min(shape) < 2:
         raise VolumeError(f"It is not a volume ({voxels} voxels)", "Give the whole 3-D series")
-    grid = Grid(shape, affine, header)
-    _check_geometry(grid, int(header["xyzt_units"]) & 7)
-    return grid
+    _check_geometry(header.affine, header.unit)
+    return Grid(shape, header.affine, header.coding)
 
 
-def _check_geometry(grid: Grid, unit: int) -> None:
-    """Raise VolumeError for lengths that are no millimetres, and for axes that meet at no right angle."""
-    axes, sizes = grid.affine[:3, :3].T.tolist(), grid.spacing_mm.tolist()  # plain numbers: numpy is slow with nine
-    if unit in _UNITS or not (all(0.01 <= s <= 100 for s in sizes) and all(map(math.isfinite, grid.affine[:3, 3]))):
-        size = " x ".join(f"{s:.3g}" for s in sizes)
+def _check_geometry(affine: Points, unit: int) -> None:
+    """Raise VolumeError for lengths that are no millimetres, a place out of reach, and axes that meet at no right angle."""
+    *axes, place = zip(*affine[:3].tolist(), strict=True)  # plain numbers: numpy is slow with nine
+    sizes = [math.hypot(*axis) for axis in axes]
+    if unit in _UNITS or not all(0.01 <= size <= 100 for size in sizes):
+        voxels = " x ".join(f"{size:.3g}" for size in sizes)
         if unit in _UNITS:
             remedy = "Write it in millimetres: the affine and xyzt_units"
-            raise VolumeError(f"Its header gives lengths in {_UNITS[unit]}, voxels of {size}", remedy)
-        raise VolumeError(f"Its affine gives voxels of {size} mm", "Export it again with its geometry")
-    pairs = ((0, 1), (0, 2), (1, 2))
-    cosines = (sum(a * b for a, b in zip(axes[i], axes[j], strict=True)) / sizes[i] / sizes[j] for i, j in pairs)
-    tilt = max(map(abs, cosines))
+            raise VolumeError(f"Its header gives lengths in {_UNITS[unit]}, voxels of {voxels}", remedy)
+        raise VolumeError(f"Its affine gives voxels of {voxels} mm", "Export it again with its geometry")
+    if not all(abs(x) < _FAR_MM for x in place):
+        where = ", ".join(f"{x:.3g}" for x in place)
+        raise VolumeError(f"Its affine places it at {where} mm", "Export it again with its geometry")
+    x, y, z = ([c / size for c in axis] for axis, size in zip(axes, sizes, strict=True))
+    tilt = max(abs(a[0] * b[0] + a[1] * b[1] + a[2] * b[2]) for a, b in ((x, y), (x, z), (y, z)))
     if tilt <= _SHEAR:
         return
-    if abs(np.linalg.det(grid.affine[:3, :3] / grid.spacing_mm)) < 0.1:
+    if abs(np.linalg.det([x, y, z])) < 0.1:
         raise VolumeError("Its affine maps two axes onto one", "Export it again with its geometry")
     problem = f"Its affine is sheared: two axes meet at {math.degrees(math.acos(tilt)):.0f} degrees"
     raise VolumeError(problem, "Resample it to a grid of right angles (a tilted gantry: dcm2niix does)")
@@ -202,7 +204,7 @@ def _respaced(grid: Grid, spacing_mm: Spacing | None) -> Grid:
     affine[:3, :3] *= np.array(spacing_mm) / grid.spacing_mm
     if not affine[:3, 3].any():
         affine[:3, 3] = -affine[:3, :3] @ ((np.array(grid.shape) - 1) / 2)
-    return Grid(grid.shape, affine, grid.header)
+    return Grid(grid.shape, affine, grid.coding)
 
 
 def study_grids(
@@ -234,33 +236,23 @@ def study_grids(
 
 def _agreeing(grids: dict[str, Grid], findings: list[Finding]) -> dict[str, Grid]:
     """The volumes that see what the one sees that has most in common with all others; that one first."""
-    boxes = {slot: grid.box_mm for slot, grid in grids.items()}
-    reference = next(iter(grids), "")
-    if len(boxes) < 2 or all(np.array_equal(box, boxes[reference]) for box in boxes.values()):
+    if len(grids) < 2:
         return grids
-    common = {a: sum(_overlap(boxes[a], box)[1] for box in boxes.values()) for a in grids}
-    reference = max(grids, key=lambda slot: round(common[slot], 6))  # of equals, the first
-    kept = {reference: grids[reference]}
-    for slot, grid in grids.items():
-        inside, _ = _overlap(boxes[slot], boxes[reference])
-        factor = _volume(boxes[slot]) / _volume(boxes[reference])
-        if inside >= _OVERLAP and 1 / _SIZES <= factor <= _SIZES:
-            kept[slot] = grid
-            continue
-        problem = f"Its field of view ({grid}) shares {inside:.0%} with {reference} ({grids[reference]})"
+    slots, boxes = list(grids), boxes_mm(grids.values())
+    low, high = boxes[:, 0], boxes[:, 1]
+    edges = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+    shared = np.multiply.reduce(np.maximum(edges, 0), axis=2)  # of each pair, mm3
+    sizes = shared.diagonal()
+    common = (shared / (sizes[:, None] + sizes - shared)).sum(1)
+    first = int(common.round(6).argmax())  # of equals, the first
+    inside, factor = shared[first] / np.minimum(sizes, sizes[first]), sizes / sizes[first]
+    good = (inside >= _OVERLAP) & (factor >= 1 / _SIZES) & (factor <= _SIZES)
+    reference = slots[first]
+    for i in np.flatnonzero(~good):
+        problem = f"Its field of view ({grids[slots[i]]}) shares {inside[i]:.0%} with {reference} ({grids[reference]})"
         remedy = "Register it to the study's other volumes, or correct its affine"
-        findings.append(Finding(slot, problem, remedy))
-    return kept
-
-
-def _volume(box: Points) -> float:
-    return float(np.prod(box[1] - box[0]))
-
-
-def _overlap(a: Points, b: Points) -> tuple[float, float]:
-    """Shared volume of two boxes over the smaller one's, and over their union's."""
-    shared = float(np.prod((np.minimum(a[1], b[1]) - np.maximum(a[0], b[0])).clip(0)))
-    return shared / min(_volume(a), _volume(b)), shared / (_volume(a) + _volume(b) - shared)
+        findings.append(Finding(slots[i], problem, remedy))
+    return {slots[i]: grids[slots[i]] for i in (first, *np.flatnonzero(good))}
 
 
 def _same_view(a: Grid, b: Grid) -> bool:

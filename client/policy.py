@@ -12,16 +12,18 @@ privacy:
   cohort_epsilon: 0.5
 egress:
   metrics: [loss, val_loss]
-  minimum_cohort: 5       # take part with no fewer patients or volumes behind a number
+  minimum_cohort: 5       # take part with no fewer patients behind a number
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from client.problems import SiteError
 from configs.documents import read_document
-from configs.federated import PrivacyConfig
+from configs.federated import PrivacyConfig, StrategyConfig
 from configs.setting import setting
 from medmap_model.contract import METRICS
 
@@ -58,18 +60,48 @@ class Egress:
     )
     minimum_cohort: int = setting(
         5,
-        "tell no number of patients, studies or volumes that is smaller (0 is told), so take no part; no figure of fewer studies",
+        "tell no number with fewer patients behind it (0 is told), so take no part; no figure of fewer studies",
         minimum=0,
     )
     maximum_mb: float = setting(1000, "no reply is larger, megabytes", minimum=1e-3)
+    maximum_request_mb: float = setting(2000, "no request is larger; one that is stops on its way in", minimum=1e-3)
     require_secure_aggregation: bool = setting(False, "no update leaves but masked, in a secure sum")
+    secure_minimum: int = setting(3, "take part in no secure sum over fewer sites, this one included", minimum=2)
+    vocabulary: Path | None = setting(
+        None, "a YAML with the modalities and organs that a reply may name; none: the installed package's own"
+    )
     folder: Path | None = setting(
         None, "what the gate keeps: approved bundles and the audit log; none: gate, beside this file"
     )
 
+    def too_few(self, what: str) -> str:
+        """The sentence for a number with fewer than `minimum_cohort` patients behind it."""
+        return (
+            f"{what}, and site.yaml has egress.minimum_cohort {self.minimum_cohort}: leave these rows out of the manifest, have "
+            "more, or lower it"
+        )
+
+    def check_cohort(self, patients: Mapping[str, int]) -> None:
+        """Raises SiteError (`egress`) for a number with few patients behind it. patients: the number in words -> so many.
+
+        The site asks it: a card, which is all that the gate sees, has the volumes of a modality, not its patients.
+        """
+        for what, n in patients.items():
+            if n < self.minimum_cohort:
+                raise SiteError("egress", self.too_few(f"{what}: {n} patients"))
+
+    def check_sum(self, run: StrategyConfig) -> None:
+        """Raises SiteError (`policy`) for a run that could have this site's update summed with too few others."""
+        if run.secure_aggregation and run.secure_min < self.secure_minimum:
+            raise SiteError(
+                "policy",
+                f"the run sums {run.secure_min} sites or more (strategy.secure_min), and site.yaml has egress.secure_minimum "
+                f"{self.secure_minimum}: ask the coordinator for that many",
+            )
+
 
 # Of a site without a site.yaml (simulated, or `manifest=` in the node config): what the contract allows.
-SIMULATED = Egress(minimum_cohort=0)
+SIMULATED = Egress(minimum_cohort=0, secure_minimum=2)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ class Problem:
     problem: str
     remedy: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "problem", printable(self.problem))
+
     def __str__(self) -> str:
         place = (("row", self.row), ("column", self.column))
         where = ", ".join(f"{name} {value}" for name, value in place if value is not None)
@@ -34,6 +37,18 @@ class DataError(ValueError):
     def __init__(self, summary: str, problems: Sequence[Problem]) -> None:
         self.summary, self.problems = summary, list(problems)
         super().__init__("\n".join([summary, *(f"  {p}" for p in self.problems)]))
+
+
+def printable(text: str) -> str:
+    """For a screen or a UTF-8 file: bytes of a file's name that are no UTF-8 as \\xfc, other control characters likewise."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else _escaped(ord(c)) for c in text)
+
+
+def _escaped(code: int) -> str:
+    byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code  # what Python makes of such a byte
+    return f"\\x{byte:02x}" if byte < 0x100 else f"\\u{byte:04x}"
 
 
 @functools.lru_cache  # one wrong name usually stands in thousands of rows

@@ -8,6 +8,7 @@ vocabulary; a slot without a volume is zeros, and `present` says so.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -84,6 +85,16 @@ class SiteRecords:
             {m: volumes[m] for m in self.vocabulary.modalities if m in volumes},
             {o: patients[o] for o in self.vocabulary.organs if o in patients},
         )
+
+    def behind(self) -> dict[str, int]:
+        """Each number that a site tells of its cohort, in words -> the patients behind it, however many studies they have."""
+        people = [
+            {m for i in studies for m in self._entries[i].modalities} for studies in self._patients.get("train", ())
+        ]
+        told = {"volumes": Counter(m for modalities in people for m in modalities), "studies": self.counts()[1]}
+        return {
+            f"{what} of '{name}'": n for what, of in {**told, "splits": self.splits()}.items() for name, n in of.items()
+        }
 
     def splits(self) -> dict[str, int]:
         """Split -> patients."""

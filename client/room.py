@@ -25,7 +25,12 @@ class Room:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        self._lock, self._since = threading.Lock(), limit  # the first write looks at what is there
+        self._lock, self._since = threading.Lock(), 0
+
+    def tidy(self) -> None:
+        """Bring what is there within the bound."""
+        with self._lock:
+            self._make_room()
 
     def took(self, path: Path) -> None:
         """Tell of a new file; the others make room for it where they must."""
@@ -37,7 +42,7 @@ class Room:
             self._since = 0
             self._make_room(spare=path)
 
-    def _make_room(self, *, spare: Path) -> None:
+    def _make_room(self, *, spare: Path | None = None) -> None:
         files = []
         for inner in self.folder.rglob("*"):
             with suppress(OSError):  # another process deletes as well

@@ -186,6 +186,8 @@ class Site:
     def _asked(self, request: Request) -> tuple[list[Organ], Cost]:
         if request.version != VERSION:
             raise SiteError("version", f"the server's contract has version {request.version}, this site's {VERSION}")
+        if nyul.learnt(self.config.data.volumes):  # whatever the run announced
+            raise SiteError("policy", "landmarks that this site learnt are in every record: no noise makes it private")
         unknown = sorted(set(request.organs) - set(self.vocabulary.organs))
         if unknown or not request.organs:
             raise SiteError("task", f"there is no organ '{unknown[0] if unknown else ''}'")

@@ -19,6 +19,25 @@ def read_table(raw: bytes, problems: list[Problem]) -> tuple[list[str], Iterator
     return [name.strip().lower().replace(" ", "_") for name in header], rows
 
 
+def read_records(raw: bytes, problems: list[Problem]) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """As `read_table`, a row as column -> cell, stripped; cells that a row lacks at its end are empty.
+
+    A row with more cells than the header is a problem and left out: which of them belongs where cannot be told.
+    """
+    header, rows = read_table(raw, problems)
+
+    def records() -> Iterator[tuple[int, dict[str, str]]]:
+        for number, cells in rows:
+            if any(cell.strip() for cell in cells[len(header) :]):
+                problem = f"The row has {len(cells)} cells, the header {len(header)}"
+                remedy = "Quote texts that contain a separator; the row is left out"
+                problems.append(Problem(number, None, problem, remedy))
+                continue
+            yield number, dict.fromkeys(header, "") | dict(zip(header, map(str.strip, cells), strict=False))
+
+    return header, records()
+
+
 def decode(raw: bytes, problems: list[Problem]) -> str:
     """A text file's bytes as text, without byte order mark; what is wrong with its encoding is appended."""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):  # Excel's "Unicode text"

@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.adamw import AdamW
 from client.records import SiteRecords
-from configs.schema import AugmentConfig, Config, EngineConfig, OptimConfig
+from configs.schema import AugmentConfig, Config, EngineConfig
 from configs.setting import ConfigError
+from configs.stages import OptimConfig
 from medmap_model.batch import Batch
 from medmap_model.contract import Task
 from medmap_model.evaluation import negative_log_likelihood, scores
@@ -101,9 +103,7 @@ class Trainer:
         begun, seed = time.monotonic(), seed_of(task.seed, task.stage, task.round, site)
         parameters = [p for name, p in self.model.named_parameters() if group_of(name) in groups]
         anchors = [p.detach().clone() for p in parameters] if self.config.strategy.proximal_mu else []
-        optimizer = torch.optim.AdamW(
-            parameters, lr=learning_rate(settings, task), weight_decay=settings.weight_decay, fused=True
-        )
+        optimizer = AdamW(parameters, lr=learning_rate(settings, task), weight_decay=settings.weight_decay)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self.model.train()
@@ -134,13 +134,13 @@ class Trainer:
         stage: str,
         settings: OptimConfig,
         progress: float,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AdamW,
         parameters: list[torch.nn.Parameter],
         anchors: list[Tensor],
         queue: Queue | None,
     ) -> Tensor:
         """One optimiser step; gradients accumulate over micro-batches. Returns the mean loss, detached."""
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         mean = torch.zeros((), device=self.device)
         for part in _micro_batches(batch, settings.micro_batch):
             part = part.to(self.device, non_blocking=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from client.grids import Finding, Grid, Points, VolumeError, read_voxels, study_grids
 from client.manifest import Spacing
+from client.preprocess.hook import ToolFailed
 from client.preprocess.steps import Steps
 from configs.schema import VolumesConfig
 from medmap_model.landmarks import landmarks_of
@@ -35,11 +36,13 @@ class Prepared:
     """One study: modality -> (size, size, size) float16, and what is wrong with the others.
 
     landmarks: of `standardise=nyul` alone: modality -> those of the whole volume, in the cubes' unit.
+    lasting: False where a tool failed that may succeed next time.
     """
 
     cubes: dict[str, NDArray[np.float16]] = field(default_factory=dict)
     landmarks: dict[str, tuple[float, ...]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    lasting: bool = True
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def prepare(
             intensity = Intensity.of(data, clip)
         except VolumeError as error:
             done.findings.append(Finding(slot, error.problem, error.remedy))
+            done.lasting &= not isinstance(error, ToolFailed)
             continue
         if centre is None:
             middle = (np.array(grid.shape) - 1) / 2

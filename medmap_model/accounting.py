@@ -145,6 +145,11 @@ def with_noise(config: Config, spent_already: Iterable[Cost] = ()) -> Config:
     spent_already: a ledger's history. Raises ConfigError when no noise is enough.
     """
     privacy, steps = config.privacy, planned_steps(config)
+    asked = spent([*spent_already, *planned_releases(privacy)], delta=privacy.delta) if not steps else 0.0
+    if asked > privacy.epsilon:
+        raise ConfigError(
+            f"privacy.epsilon={privacy.epsilon:g}: the releases asked for cost {asked:g}: ask for less, or raise it"
+        )
     if privacy.noise_multiplier or not steps:
         return config
     try:

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from configs.schema import Config, EncoderConfig, FusionConfig, ModelConfig, TextConfig
 from configs.setting import ConfigError
 from medmap_model.contract import STAGES
 from medmap_model.encoders import ModelError
 from medmap_model.model import MedMAP
-from medmap_model.text import TextEncoder, TextEncoderError, build_text_encoder
+from medmap_model.text import TextEncoder, TextEncoderError, TextTable, build_text_encoder
 from medmap_model.vocabulary import Vocabulary, VocabularyError
 
 FORMAT = 1
@@ -50,57 +49,6 @@ class LoadedMedMAP(MedMAP):
     """A MedMAP from a checkpoint. info: what model.json says, and rounds, stage and operating points where known."""
 
     info: dict[str, Any]
-
-
-class TextTable:
-    """Texts with their frozen embeddings; stands in for the encoder that made them, for these texts alone.
-
-    made_by: an encoder; whatever it is asked to embed is remembered. None: the table is all there is.
-    """
-
-    def __init__(
-        self, hash: str, dim: int, rows: Mapping[str, Tensor] | None = None, *, made_by: TextEncoder | None = None
-    ) -> None:
-        self.hash, self.dim = hash, dim
-        self.rows, self._encoder = dict(rows or {}), made_by
-
-    @classmethod
-    def of(cls, encoder: TextEncoder) -> TextTable:
-        """An empty table that an encoder fills as it is used."""
-        return cls(encoder.hash, encoder.dim, made_by=encoder)
-
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """(N,) texts -> (N, dim) float32. Raises TextEncoderError for a text that is not in a table without encoder."""
-        if self._encoder is not None:
-            found = self._encoder.embed(texts)
-            self.rows.update(zip(texts, found, strict=True))
-            return found
-        if unknown := [t for t in texts if t not in self.rows]:
-            raise TextEncoderError(
-                f"'{unknown[0]}' is not among the texts that the checkpoint holds (encoder {self.hash}): "
-                "embed it with that encoder"
-            )
-        return torch.stack([self.rows[t] for t in texts]) if texts else torch.zeros(0, self.dim)
-
-    def to_bytes(self) -> bytes:
-        """The content of texts.safetensors."""
-        from safetensors.torch import save
-
-        metadata = {"hash": self.hash, "texts": json.dumps(list(self.rows), ensure_ascii=False)}
-        return save({"embedding": torch.stack(list(self.rows.values())).contiguous()}, metadata)
-
-    @classmethod
-    def read(cls, path: Path) -> TextTable:
-        """The table of a texts.safetensors. Raises CheckpointError."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                metadata, embedding = file.metadata(), file.get_tensor("embedding")
-            texts = json.loads(metadata["texts"])
-            return cls(metadata["hash"], embedding.shape[1], dict(zip(texts, embedding, strict=True)))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError):
-            raise _unreadable(path) from None
 
 
 class Companions:
@@ -151,7 +99,11 @@ def load(path: str | Path, *, vocabulary: Vocabulary | None = None, text: TextEn
     """
     folder = find(path)
     info = read_info(folder)
-    model = blank_model(info, TextTable.read(folder / TEXTS), where=str(folder))
+    try:
+        texts = TextTable.read(folder / TEXTS)
+    except TextEncoderError as error:
+        raise CheckpointError(str(error)) from None
+    model = blank_model(info, texts, where=str(folder))
     if vocabulary is not None and vocabulary.hash != info["vocabulary"]["hash"]:
         raise CheckpointError(
             f"{folder} was trained with vocabulary {info['vocabulary']['hash']}, yours is {vocabulary.hash}: "
@@ -190,7 +142,7 @@ def latest(folder: Path) -> Path | None:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
             done.append((int(state["completed"]), state.get("stage") == STAGES[-1], path.parent))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return max(done)[2] if done else None
 

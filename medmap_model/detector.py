@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medmap_model.checkpoint import LoadedMedMAP, TextTable, blank_model
+from medmap_model.checkpoint import LoadedMedMAP, blank_model
+from medmap_model.text import TextTable
 
 
 class UntrainedError(ValueError):

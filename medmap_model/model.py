@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.schema import FinetuneConfig, ModelConfig, PretrainConfig
+from configs.schema import ModelConfig
+from configs.stages import FinetuneConfig, PretrainConfig
 from medmap_model import objectives
 from medmap_model.batch import Batch
 from medmap_model.encoders import Encoded, Encoder, build_encoder, full_precision, refuse_running_statistics, summary

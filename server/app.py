@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 app = ServerApp()
+_OWN_DATA = "Each hospital brought patients of its own; none of their volumes or reports left it."
 
 
 def federate(
@@ -41,11 +42,11 @@ def federate(
     for the checkpoints to say; None: `data.kind`.
     """
     from configs import from_json, load_vocabulary
-    from medmap_model.checkpoint import Companions, TextTable
+    from medmap_model.checkpoint import Companions
     from medmap_model.groups import layout, pack
     from medmap_model.initialise import initialise
     from medmap_model.model import build_model
-    from medmap_model.text import build_text_encoder
+    from medmap_model.text import TextTable, build_text_encoder
     from server.progress import Event
     from server.rounds import Federation
 
@@ -89,7 +90,6 @@ def main(grid: Grid, context: Context) -> None:
     )
     config = from_json(config_json)
     folder = Path(str(values.get("output-dir") or config.output_dir)).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     sites_file = str(values.get("sites-file") or "")
     simulated = json.loads(Path(sites_file).read_text(encoding="utf-8")) if sites_file else []
     sites = len(simulated) or int(str(values.get("expected-sites") or 0)) or None
@@ -108,7 +108,7 @@ def main(grid: Grid, context: Context) -> None:
 def _finish(folder: Path, config: Config, federation: Federation, *, data: str) -> None:
     """Write summary.json, which says that the run is complete, and report.html."""
     from server import shift, statistics, validate
-    from server.checkpoint import read_json, write_json
+    from server.files import read_json, write_json
     from server.report import write_report
 
     write_json(
@@ -118,7 +118,7 @@ def _finish(folder: Path, config: Config, federation: Federation, *, data: str) 
             "status": "completed",
             "seed": config.seed,
             "engine": "flower",
-            "data": {"kind": data},
+            "data": {"kind": data} | ({"note": _OWN_DATA} if data == "manifest" else {}),
             "sites": [_told(member.card) for member in federation.roster.members.values()],
             "model": {
                 "name": config.model.name,
@@ -131,14 +131,28 @@ def _finish(folder: Path, config: Config, federation: Federation, *, data: str) 
             "stages": federation.stages(),
             "participation": federation.participation(),
             "communication": federation.communication(),
+            "timing": {"rounds": [line["wall_s"] for line in federation.history]},
             "site_privacy": federation.site_privacy(),
             "private_updates": config.privacy.kind != "none",
+            "privacy": _budgets(folder),
             "validation": read_json(folder / validate.FILE),
             "statistics": read_json(folder / statistics.FILE),
             "shift": read_json(folder / shift.FILE),
         },
     )
     print(f"The federation is complete: {write_report(folder)}")
+
+
+def _budgets(folder: Path) -> dict[str, Any] | None:
+    """Site -> what it told of its ledger with its last charge; None where no site tells."""
+    from server.releases import read_receipts
+
+    told = {site: r for site, r in sorted(read_receipts(folder).items()) if {"spent", "budget"} <= r.keys()}
+    rows = {
+        site: {"epsilon_spent": r["spent"], "epsilon_budget": r["budget"], "delta": None, "unit": "patient"}
+        for site, r in told.items()
+    }
+    return rows or None
 
 
 def _told(card: Card) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from medmap_model.checkpoint import CheckpointError
 from medmap_model.checkpoint import latest as newest
+from server.files import write_json
 
 Layout = Mapping[str, list[tuple[str, Any]]]
 _ASIDE = ".old"
@@ -49,18 +50,6 @@ def to_vectors(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, n
         flat = [tensors[name].ravel() for name, _ in parameters]
         vectors[group] = np.concatenate(flat).astype(np.float32, copy=False)
     return vectors
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote; None where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def save(
@@ -114,14 +103,22 @@ def _to_disk(path: Path) -> None:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder, None without one; one that a cut-off `save` had put aside is put back first."""
+    """The newest checkpoint of a folder, None without one; one that a cut-off `save` had put aside is put back first.
+
+    Raises CheckpointError where there are some and none can be read: a run would begin anew and drop them.
+    """
     for aside in folder.glob(f".*{_ASIDE}"):
         final = folder / aside.name[1:].removesuffix(_ASIDE)
         if final.exists():
             shutil.rmtree(aside, ignore_errors=True)
         else:
             os.replace(aside, final)
-    return newest(folder)
+    found = newest(folder)
+    if found is None and (damaged := sorted(p for p in folder.glob("[!.]*") if p.is_dir())):
+        raise CheckpointError(
+            f"{damaged[-1]} is damaged, and {folder} holds no other: restore it from a backup, or delete it to begin anew"
+        )
+    return found
 
 
 def load(path: Path, layout: Layout) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -130,8 +127,8 @@ def load(path: Path, layout: Layout) -> tuple[dict[str, np.ndarray], dict[str, A
     from safetensors.numpy import load_file
 
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
         tensors = load_file(path / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint ({type(error).__name__}): choose another") from None
     return to_vectors(tensors, layout), state

@@ -27,7 +27,9 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A finished run's folder
     Example: medmap-server report outputs/demo
     """
     if not (run_dir / "summary.json").is_file():
-        fail(f"{run_dir} holds no finished run (no summary.json); go on with it: medmap-sim resume={run_dir}")
+        fail(
+            f"{run_dir} holds no finished run (no summary.json): `medmap-server status {run_dir}` says how to go on with it"
+        )
     from server.report import write_report
 
     print(write_report(run_dir))

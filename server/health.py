@@ -8,8 +8,7 @@ answer alone would not tell a process that is there and stopped from one that is
 
 from __future__ import annotations
 
-import http.client
-import socket
+import asyncio
 import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 SLOW_S, DEADLINE_S = 3.0, 15.0
-_NEWEST_RUN = b"\x10\x01"  # flwr.proto.ListRunsRequest(limit=1), as protobuf writes it
+# Which is the newest run? The body is flwr.proto.ListRunsRequest(limit=1), as protobuf writes it.
+_QUESTION = (
+    b"POST /v1/control/list-runs HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n"
+    b"Content-Type: application/protobuf\r\nContent-Length: 2\r\n\r\n\x10\x01"
+)
 _Answer = Literal["yes", "late", "refused", "wrong"]
 
 
@@ -40,10 +43,13 @@ def check(
     port: int, health_port: int, authority: Path, *, slow_s: float = SLOW_S, deadline_s: float = DEADLINE_S
 ) -> Health:
     """Ask the SuperLink at 127.0.0.1:port (TLS by `authority`) and its gRPC health service. Takes deadline_s at most."""
+    import grpc_health.v1.health_pb2_grpc  # noqa: F401  on a busy machine longer than an answer takes: not on the clock
+
+    context = ssl.create_default_context(cafile=str(authority))
     begun = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
         lives = pool.submit(_ask_grpc, health_port, deadline_s)
-        works = pool.submit(_ask_http, port, authority, deadline_s)
+        works = pool.submit(lambda: asyncio.run(_ask_http(port, context, deadline_s)))
         grpc, http = lives.result(), works.result()
     took = time.monotonic() - begun
     if "late" in (grpc, http):
@@ -75,23 +81,36 @@ def _ask_grpc(port: int, deadline_s: float) -> _Answer:
     return "yes" if told.status == HealthCheckResponse.SERVING else "wrong"
 
 
-def _ask_http(port: int, authority: Path, deadline_s: float) -> _Answer:
-    context = ssl.create_default_context(cafile=str(authority))
-    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=deadline_s, context=context)
+async def _ask_http(port: int, context: ssl.SSLContext, deadline_s: float) -> _Answer:
+    """One deadline for all steps: a server that lets its answer trickle gives none."""
     try:
-        connection.request("POST", "/v1/control/list-runs", _NEWEST_RUN, {"Content-Type": "application/protobuf"})
-        return "yes" if connection.getresponse().status == http.client.OK else "wrong"
+        async with asyncio.timeout(deadline_s):
+            try:
+                return "yes" if await _status(port, context) == b"200" else "wrong"
+            except ConnectionRefusedError:
+                return "refused"
+            except (OSError, ValueError):  # cut off in the middle: it is ending, or is no SuperLink
+                return "refused" if await _shut(port) else "wrong"
     except TimeoutError:
         return "late"
-    except ConnectionRefusedError:
-        return "refused"
-    except (OSError, http.client.HTTPException):  # cut off in the middle: it is ending, or is no SuperLink
-        return "refused" if _shut(port) else "wrong"
+
+
+async def _status(port: int, context: ssl.SSLContext) -> bytes:
+    """The HTTP status of the answer; anything else where it is none. Raises OSError, ValueError."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    try:
+        writer.write(_QUESTION % port)
+        if not (line := await reader.readline()):
+            raise ConnectionResetError
+        return [*line.split(), b"", b""][1]
     finally:
-        connection.close()
+        writer.transport.abort()
 
 
-def _shut(port: int) -> bool:
-    with socket.socket() as s:
-        s.settimeout(1)
-        return s.connect_ex(("127.0.0.1", port)) != 0
+async def _shut(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return True
+    writer.transport.abort()
+    return False

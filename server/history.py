@@ -6,13 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medmap_model.contract import STAGES
-from server.round import Round
-from server.state import State
+
+if TYPE_CHECKING:  # `medmap-server status` reads lines, and needs neither Flower nor torch for it
+    from server.round import Round
+    from server.state import State
 
 FILE = "metrics.jsonl"
 Line = Mapping[str, Any]

@@ -19,7 +19,7 @@ from medmap_model.contract import Request
 from medmap_model.landmarks import scale_from
 from medmap_model.releases import SCALES, cohort_tables
 from medmap_model.vocabulary import Vocabulary
-from server.checkpoint import write_json
+from server.files import write_json
 from server.releases import Releases
 
 FILE, SETTING = "landmarks.json", "landmarks.yaml"

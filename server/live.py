@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from server import checkpoint
+from server import files
 from server.members import FederationError
 from server.progress import Clock, Event, Track
 
@@ -140,5 +140,5 @@ class Live:
             "void": self._void or None,
             "sites": {name: self._sites[name] for name in sorted(self._sites)},
         }
-        checkpoint.write_json(self._path, value)
+        files.write_json(self._path, value)
         self._written = self._clock()

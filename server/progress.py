@@ -1,15 +1,13 @@
-"""Live progress: events of running conditions in; a terminal display, plain lines or TensorBoard files out.
+"""Live progress: events of running conditions in; a terminal display or plain lines out.
 
 Conditions (federated, pooled, naive, each local model) run side by side; their events arrive interleaved.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
@@ -256,39 +254,6 @@ class LiveBars(Display):
 
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
-
-
-class TensorBoard:
-    """Scalars per condition and stage, as TensorBoard event files in `run_dir/tensorboard/<condition>`."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._folder = run_dir / "tensorboard"
-        self._writers: dict[str, Any] = {}
-
-    def __call__(self, event: Event) -> None:
-        """Write what the event measures, at the round of the model it was measured on."""
-        ended = event.kind == "round_end"
-        if ended and event.loss is not None:
-            self._writer(event.condition).add_scalar(f"{event.stage}/loss", event.loss, event.round)
-        validated = event.round - ended  # see Event.score
-        if event.kind in ("round_end", "stage_end") and event.score is not None and validated > 0:
-            self._writer(event.condition).add_scalar(f"{event.stage}/validation_score", event.score, validated)
-
-    def _writer(self, condition: str) -> Any:
-        if condition not in self._writers:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # The condition may hold a site's name: it becomes one folder, whatever is in it.
-            name = re.sub(r"[^A-Za-z0-9_-]", "_", condition)
-            self._writers[condition] = SummaryWriter(str(self._folder / name), flush_secs=10)
-        return self._writers[condition]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for writer in self._writers.values():
-            writer.close()
 
 
 def clock_time(seconds: float) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from configs.schema import Config, OptimConfig
+from configs.schema import Config
+from configs.stages import OptimConfig
 from medmap_model.checkpoint import Companions
 from medmap_model.contract import STAGES, Task
 from medmap_model.groups import trunks
@@ -70,9 +71,7 @@ class Federation:
         resumed = checkpoint.latest(folder / "checkpoints")
         if resumed is not None:
             self.vectors, saved = checkpoint.load(resumed, layout)
-            if saved.get("condition") != condition:
-                raise FederationError(f"{resumed} is of '{saved.get('condition')}', not of '{condition}'")
-            self.state = State(**saved)
+            self.state = State.read(saved, where=resumed, condition=condition)
             self.history = history.reopen(folder / history.FILE, self.state.lines)
 
     def run(self) -> Vectors:

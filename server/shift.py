@@ -19,7 +19,7 @@ from medmap_model.contract import Request
 from medmap_model.releases import SHIFT, cohort_tables
 from medmap_model.shift import FEATURES, Moments, frechet, moments, released_sums, sums
 from medmap_model.vocabulary import Vocabulary
-from server.checkpoint import write_json
+from server.files import write_json
 from server.releases import Releases
 
 FILE = "shift.json"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from medmap_model.checkpoint import CheckpointError
 from medmap_model.contract import STAGES, Card
 
 
@@ -35,6 +37,19 @@ class State:
     trained: dict[str, list[str]] = field(default_factory=lambda: {"sites": [], "modalities": [], "organs": []})
     run: str = ""
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any], *, where: Path, condition: str) -> State:
+        """What the checkpoint at `where` holds of it. Raises CheckpointError: of another condition, or of a newer version."""
+        if saved.get("condition") != condition:
+            raise CheckpointError(
+                f"{where} is of '{saved.get('condition')}', not of '{condition}': take the folder of a run of its own"
+            )
+        if unknown := sorted(saved.keys() - {f.name for f in fields(cls)}):
+            raise CheckpointError(
+                f"{where} holds what this version does not know ({', '.join(unknown)}): a newer one wrote it; install that one"
+            )
+        return cls(**saved)
 
     def note_trained(self, cards: Iterable[Card], trunk: Mapping[str, str], left_out: Collection[str]) -> None:
         """A modality counts as trained when a site that has volumes of it has returned an update.

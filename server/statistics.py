@@ -13,7 +13,7 @@ from medmap_model.contract import Request
 from medmap_model.releases import COHORT, INTENSITY, WORDS, cohort_tables
 from medmap_model.vocabulary import Vocabulary
 from server import landmarks, shift
-from server.checkpoint import write_json
+from server.files import write_json
 from server.landmarks import ask_landmarks
 from server.releases import Releases
 from server.shift import ask_shift

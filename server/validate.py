@@ -20,7 +20,7 @@ from medmap_model.accounting import Cost, noise_variance
 from medmap_model.contract import Request
 from medmap_model.releases import released_classes, score_table
 from medmap_model.vocabulary import Vocabulary
-from server import checkpoint
+from server import checkpoint, files
 from server.releases import RECEIPTS, Releases, Tables
 from server.validation import NoisyCounts, estimate
 
@@ -69,7 +69,7 @@ def validate(
             known=model.modalities, run=run, number=number,
         )  # fmt: skip
         tables[name] = releases.scores(model.vectors, request, of=name)
-        checkpoint.write_json(folder / RECEIPTS, releases.receipts)
+        files.write_json(folder / RECEIPTS, releases.receipts)
     result = {
         "epsilon": cost.epsilon,
         "bins": privacy.validation_bins,
@@ -77,7 +77,7 @@ def validate(
         "organs": figures(tables, vocabulary, cost=cost, bins=privacy.validation_bins, seed=config.seed),
         "refused": releases.refused,
     }
-    checkpoint.write_json(folder / FILE, result)
+    files.write_json(folder / FILE, result)
     return result
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from client.manifest import SPLITS, read_manifest
 from configs.setting import ConfigError
 from medmap_model.vocabulary import Vocabulary
-from server.checkpoint import write_json
+from server.files import write_json
 
 if TYPE_CHECKING:
     from simulation.conditions import Hospital
@@ -70,7 +70,7 @@ def write_census(told: dict[str, Any], folder: Path) -> dict[str, Any]:
     from server.report.figures import STYLE
     from server.report.partition import partition_figure
 
-    if not told["organs"]:
+    if not any(site["organs"] for site in told["sites"] if not site["external"]):
         raise ConfigError("no patient of the partition trains: give some the split train, or leave the column empty")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "partition.json", told)

@@ -25,7 +25,7 @@ examples
   medmap-sim experiment=smoke output_dir=DIR   the whole path in under a minute
   medmap-sim sites=label_skew sites.count=8 seed=1 output_dir=outputs/skew
   medmap-sim data=manifest data.manifest=my.csv sites=natural sites.column=hospital
-  medmap-sim partition data=manifest data.manifest=my.csv sites=scanner_clusters sites.count=3
+  medmap-sim partition data=manifest data.manifest=my.csv sites=scanner_clusters output_dir=outputs/who
   medmap-sim resume=outputs/demo               go on with an interrupted run
   medmap-sim -m experiment=ablation            what each part of MedMAP brings: five variants, three seeds
 
@@ -73,10 +73,11 @@ def _run(config: Config) -> int:
     for polite in (signal.SIGINT, signal.SIGTERM):  # either ends the run cleanly: nothing is lost
         signal.signal(polite, signal.default_int_handler)
     from server.progress import make_progress
-    from simulation.conditions import MISTAKES, Stopped
+    from server.running.lock import FolderBusy
     from simulation.experiment import run
     from simulation.packages import RealDataError
     from simulation.summary import print_summary
+    from simulation.workers import MISTAKES, Stopped
 
     try:
         with make_progress() as progress:
@@ -84,7 +85,7 @@ def _run(config: Config) -> int:
     except (KeyboardInterrupt, Stopped):
         where = config.resume or config.output_dir
         return _fail(f"interrupted. Every finished round is kept; to go on: medmap-sim resume={where}", 130)
-    except (*MISTAKES, RealDataError) as error:
+    except (*MISTAKES, FolderBusy, RealDataError) as error:
         return _fail(str(error), 1)
     print_summary(folder)
     return 0
@@ -93,16 +94,23 @@ def _run(config: Config) -> int:
 def _partition(config: Config) -> int:
     from client.manifest import ManifestError
     from configs import load_vocabulary
+    from server.progress import make_progress
     from simulation import census
 
     if config.data.kind == "real":
         return _fail("data.kind=real: its hospitals are fixed; take data=phantom or data=manifest", 2)
+    if Path(config.output_dir, "config.yaml").exists():
+        return _fail(
+            f"output_dir={config.output_dir} holds a run, whose partition is its own: give another output_dir", 2
+        )
     vocabulary, folder = load_vocabulary(config.data.vocabulary), Path(config.output_dir).absolute()
     try:
         if config.data.kind == "manifest":
-            from simulation.experiment import manifest_hospitals
+            from simulation.manifests import manifest_hospitals
 
-            told = census.of_hospitals(manifest_hospitals(config, vocabulary, folder), vocabulary)
+            with make_progress() as progress:
+                hospitals = manifest_hospitals(config, vocabulary, folder, progress)
+            told = census.of_hospitals(hospitals, vocabulary)
         else:
             from simulation.sites import plan_sites
 
@@ -117,7 +125,7 @@ def _partition(config: Config) -> int:
 
 def _phantom(config: Config) -> int:
     from configs import load_vocabulary
-    from server.checkpoint import write_json
+    from server.files import write_json
     from server.progress import make_progress
     from simulation.experiment import prepare_data
 

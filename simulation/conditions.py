@@ -7,54 +7,24 @@ A condition ends with its predictions on every test set, in `predictions/<model>
 
 from __future__ import annotations
 
-import multiprocessing
-import queue as queues
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from client.manifest import ManifestError
-from client.problems import DataError
 from client.site import SiteEntry, open_records, trainer_for
 from client.training import Predictions, Trainer
 from configs import from_json, to_json
 from configs.federated import PrivacyConfig
 from configs.schema import Config
-from medmap_model.encoders import ModelError
 from medmap_model.groups import unpack
-from medmap_model.text import TextEncoderError
 from server.app import federate
-from server.checkpoint import CheckpointError, write_json
-from server.members import FederationError
+from server.files import write_json
 from server.progress import Event, Progress
 from simulation.engines import InProcessGrid, run_ray
-
-
-class Stopped(RuntimeError):
-    """The run was asked to stop; what is on disk can be resumed."""
-
-
-class ConditionError(RuntimeError):
-    """A mistake met by a worker process: its one sentence, and nothing that cannot cross between processes."""
-
-
-# What a user, not the program, has to mend: each says in its text what is wrong, where, and what to do.
-MISTAKES = (
-    ConditionError,
-    FederationError,
-    CheckpointError,
-    ManifestError,
-    DataError,
-    ModelError,
-    TextEncoderError,
-    OSError,
-)
 
 
 @dataclass(frozen=True)
@@ -221,85 +191,6 @@ def _predict(
     temporary = path.with_suffix(".tmp.npz")
     np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     temporary.replace(path)
-
-
-# --- running jobs side by side ------------------------------------------------------------------------------------
-
-_events: Any = None
-_stop: Any = None
-
-
-def _start_worker(events: Any, stop: Any) -> None:
-    """In a worker: the main process alone hears Ctrl-C; a worker stops between two sites."""
-    global _events, _stop
-    _events, _stop = events, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _relay(event: Event) -> None:
-    if _stop.is_set():
-        raise Stopped
-    _events.put(event)
-
-
-def _work(batch: list[Job], hospitals: Sequence[Hospital], run_dir: Path) -> list[dict[str, Any]]:
-    try:
-        return [run_job(job, hospitals, run_dir, _relay) for job in batch]
-    except MISTAKES as error:
-        raise ConditionError(str(error)) from None
-
-
-def _prepare(hospital: Hospital, config_json: str, cache: Path) -> float:
-    """Open a hospital's records, so that volumes and report embeddings are in the caches. Returns the seconds."""
-    begun = time.monotonic()
-    try:
-        open_records(from_json(config_json), hospital.entry.manifests, cache)
-    except MISTAKES as error:
-        raise ConditionError(f"{hospital.entry.name}: {error}") from None
-    return time.monotonic() - begun
-
-
-def run_all(
-    config: Config, hospitals: Sequence[Hospital], run_dir: Path, progress: Progress
-) -> dict[str, dict[str, Any]]:
-    """Every job, in `engine.workers` processes; model name -> what `run_job` returns. Ctrl-C raises Stopped."""
-    batches = jobs(config, hospitals)
-    if config.engine.workers == 1 or len(batches) == 1 or config.engine.kind == "ray":
-        done = [run_job(job, hospitals, run_dir, progress) for batch in batches for job in batch]
-        return {d["model"]: d for d in done}
-    context = multiprocessing.get_context("spawn")
-    events, stop = context.Queue(), context.Event()
-    results: dict[str, dict[str, Any]] = {}
-    with ProcessPoolExecutor(min(config.engine.workers, len(batches)), context, _start_worker, (events, stop)) as pool:
-        running: set[Future[list[dict[str, Any]]]] = set()
-        try:
-            progress(Event("message", "run", text=f"preparing the volumes of {len(hospitals)} hospitals"))
-            text, cache = to_json(config), cache_dir(config, run_dir)
-            for prepared in [pool.submit(_prepare, h, text, cache) for h in hospitals]:
-                prepared.result()
-            running = {pool.submit(_work, b, hospitals, run_dir) for b in batches}
-            while running:
-                for event in _drain(events):
-                    progress(event)
-                done_now, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                for future in done_now:
-                    results |= {d["model"]: d for d in future.result()}
-            for event in _drain(events):
-                progress(event)
-        except BaseException:
-            stop.set()
-            for future in running:
-                future.cancel()
-            raise
-    return results
-
-
-def _drain(events: Any) -> Iterator[Event]:
-    while True:
-        try:
-            yield events.get_nowait()
-        except queues.Empty:
-            return
 
 
 def load_predictions(run_dir: Path, model: str) -> dict[tuple[str, str, str], Predictions]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from client.records import SiteRecords
-from configs.schema import Config, OptimConfig
+from configs.schema import Config
+from configs.stages import OptimConfig
 from medmap_model.contract import STAGES
 from medmap_model.model import MedMAP, describe
 from medmap_model.shift import FEATURES, features, sums

@@ -9,11 +9,13 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from client.preprocess import nyul
 from client.site import SiteEntry
 from client.training import device_of
 from configs import from_dict, load_vocabulary
@@ -24,24 +26,40 @@ from medmap_model.model import build_model
 from medmap_model.text import build_text_encoder
 from medmap_model.vocabulary import Vocabulary
 from server import shift, site_noise, statistics
-from server.checkpoint import read_json, write_json
-from server.progress import Event, Progress, TensorBoard
+from server.files import read_json, write_json
+from server.progress import Event, Progress
+from server.running.lock import working_in
+from simulation.board import TensorBoard
 from simulation.census import of_hospitals, write_census
 from simulation.comparison import compare
-from simulation.conditions import Hospital, run_all
+from simulation.conditions import Hospital
+from simulation.manifests import manifest_hospitals
 from simulation.validate import validate_models
+from simulation.workers import run_all
+
+_BUSY_S = 2.0  # who only asks whether somebody works in a folder is gone sooner
 
 
 def run(config: Config, progress: Progress) -> Path:
-    """Run the experiment, or go on with the one in `config.resume`. Returns the run's folder."""
-    begun, resumed = time.monotonic(), bool(config.resume)
+    """Run the experiment, or go on with the one in `config.resume`. Returns the run's folder.
+
+    Raises FolderBusy where another process works in it.
+    """
+    begun = time.monotonic()
     device_of(config.engine)
+    nyul.check(config)
     if config.privacy.kind != "none":
         from client.privacy.checks import check_settings
 
         check_settings(config)
     site_noise.check_settings(config)
-    run_dir, config = _open_folder(config, progress)
+    with _open_folder(config, progress) as (run_dir, opened):
+        _run(opened, run_dir, progress, begun=begun, resumed=bool(config.resume))
+    return run_dir
+
+
+def _run(config: Config, run_dir: Path, progress: Progress, *, begun: float, resumed: bool) -> None:
+    """All of it, from the data to the report. begun: monotonic seconds."""
     if config.text.cache_dir is None:  # beside the prepared volumes, for all processes of the run and the next one
         config = replace(config, text=replace(config.text, cache_dir=str(run_dir.parent / "cache" / "text")))
     if config.text.model != TextConfig.model:  # one that may be missing: say so before anything is simulated
@@ -115,7 +133,6 @@ def run(config: Config, progress: Progress) -> Path:
     # The report cannot hold the time it took itself; the summary can.
     summary["timing"] |= {"report_s": time.monotonic() - reporting, "wall_s": time.monotonic() - begun}
     write_json(run_dir / "summary.json", summary)
-    return run_dir
 
 
 def _private(config: Config, run_dir: Path) -> Config:
@@ -146,8 +163,12 @@ def _both(first: Progress, second: Progress) -> Progress:
     return tell
 
 
-def _open_folder(config: Config, progress: Progress) -> tuple[Path, Config]:
-    """The run's folder with its config.yaml. A folder that already holds a run is moved aside, never overwritten."""
+@contextmanager
+def _open_folder(config: Config, progress: Progress) -> Iterator[tuple[Path, Config]]:
+    """The run's folder with its config.yaml, in which nobody else works for as long as this lasts.
+
+    A folder that already holds a run is moved aside, never overwritten. Raises ConfigError, FolderBusy.
+    """
     import yaml
 
     if config.resume:
@@ -155,24 +176,33 @@ def _open_folder(config: Config, progress: Progress) -> tuple[Path, Config]:
         saved = run_dir / "config.yaml"
         if not saved.is_file():
             raise ConfigError(f"resume={config.resume}: there is no run in that folder (no config.yaml)")
-        resumed = from_dict(yaml.safe_load(saved.read_text(encoding="utf-8")))
-        return run_dir, replace(resumed, engine=config.engine)
+        with working_in(run_dir, wait_s=_BUSY_S):
+            resumed = from_dict(yaml.safe_load(saved.read_text(encoding="utf-8")))
+            yield run_dir, replace(resumed, engine=config.engine)
+        return
     run_dir = Path(config.output_dir).absolute()
-    if (run_dir / "config.yaml").exists():
-        number = 1
-        while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
-            number += 1
-        run_dir.rename(aside)
-        unfinished = not (aside / "summary.json").exists()
-        hint = f"; to go on with it instead: medmap-sim resume={aside}" if unfinished else ""
-        progress(Event("message", "run", text=f"{run_dir.name} held a run: moved to {aside.name}{hint}"))
-    run_dir.mkdir(parents=True, exist_ok=True)
     folder = str(Path(config.data.folder or "outputs/data").absolute())  # so that the run can be resumed from anywhere
     manifest = str(Path(config.data.manifest).absolute()) if config.data.manifest else None
     config = replace(config, data=replace(config.data, folder=folder, manifest=manifest))
     text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
-    return run_dir, config
+    while True:
+        with working_in(run_dir, wait_s=_BUSY_S):
+            if (run_dir / "config.yaml").exists():
+                _move_aside(run_dir, progress)
+                continue  # the lock has moved along: take that of the new folder
+            (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+            yield run_dir, config
+            return
+
+
+def _move_aside(run_dir: Path, progress: Progress) -> None:
+    number = 1
+    while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+        number += 1
+    run_dir.rename(aside)
+    unfinished = not (aside / "summary.json").exists()
+    hint = f"; to go on with it instead: medmap-sim resume={aside}" if unfinished else ""
+    progress(Event("message", "run", text=f"{run_dir.name} held a run: moved to {aside.name}{hint}"))
 
 
 def data_folder(config: Config, name: str, content: object) -> Path:
@@ -186,7 +216,7 @@ def prepare_data(
 ) -> tuple[list[Hospital], dict[str, Any]]:
     """The hospitals of the run, their data on disk, and what `summary.json` says of the data."""
     if config.data.kind == "manifest":
-        hospitals = manifest_hospitals(config, vocabulary, run_dir)
+        hospitals = manifest_hospitals(config, vocabulary, run_dir, progress)
         note = f"Patients of {Path(config.data.manifest or '').name}, in simulated hospitals."
         return hospitals, {"kind": "manifest", "note": note, "difficulty": {}}
     real_hospitals, names = [], ""
@@ -221,43 +251,3 @@ def _phantom(config: Config, vocabulary: Vocabulary, progress: Progress) -> tupl
     generate(specs, config.data.phantom, vocabulary, folder, seed=config.seed, progress=tell)
     hospitals = [Hospital(SiteEntry(s.name, (folder / s.name / "manifest.csv",)), s.external) for s in specs]
     return hospitals, "Simulated patients (phantom): these results say nothing about real patients."
-
-
-def manifest_hospitals(config: Config, vocabulary: Vocabulary, run_dir: Path) -> list[Hospital]:
-    """The patients of `data.manifest` as hospitals, each with a manifest of its own below `run_dir`/sites."""
-    import csv
-
-    from client.manifest import read_manifest
-    from client.table import read_table
-    from simulation.clusters import COLUMN, scanner_clusters
-    from simulation.partition import partition_manifest
-    from simulation.sites import EXTERNAL
-
-    if not config.data.manifest:
-        raise ConfigError("data.kind=manifest needs data.manifest=PATH: a CSV with one row per volume")
-    path = Path(config.data.manifest).absolute()
-    # a missing file is a bad volume: skipped, or a stop, by policy
-    studies = read_manifest(path, vocabulary, check_files=False).studies
-    header, lines = read_table(path.read_bytes(), [])
-    rows = [dict(zip(header, map(str.strip, cells), strict=False)) for _, cells in lines]
-    for row in rows:
-        for column in ("image", "mask"):
-            if row.get(column):
-                row[column] = str(path.parent / row[column])
-    if config.sites.kind == "scanner_clusters":
-        cluster = scanner_clusters(studies, config.sites.count, seed=config.seed)
-        for row in rows:
-            row[COLUMN] = cluster[row["patient_id"]]
-    external = config.sites.external_site or EXTERNAL
-    hospitals = []
-    for name, mine in partition_manifest(rows, config.sites, vocabulary, seed=config.seed).items():
-        if not mine:  # only the external hospital may be empty: partition_manifest refuses any other
-            continue
-        target = run_dir / "sites" / name / "manifest.csv"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, list(dict.fromkeys(k for row in mine for k in row)))
-            writer.writeheader()
-            writer.writerows(mine)
-        hospitals.append(Hospital(SiteEntry(name, (target,)), name == external))
-    return hospitals

@@ -6,16 +6,17 @@ Patients, never volumes, are placed. The split of a patient depends on neither t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from configs.schema import SitesConfig
 from configs.setting import ConfigError
-from medmap_model.vocabulary import Vocabulary
+from medmap_model.vocabulary import Organ, Vocabulary
 from simulation.clusters import COLUMN
 from simulation.sites import EXTERNAL, SiteSpec, plan_training, wanted_organs
 
 Row = dict[str, str]
+_LONGEST = 80  # characters of a site's name
 _TRAIN, _VAL = 0.7, 0.8  # of a stratum's patients: where training ends, and where validation ends
 
 
@@ -34,29 +35,35 @@ def partition_manifest(
 
     natural: by `config.column`; scanner_clusters: by the column that `simulation.clusters` wrote. Otherwise patients go to
     the sites of the plan in the proportions of the sites' sizes and label mixes; rows of modalities that a site does not
-    own are dropped. A `split` that is given stays, else `splits` decides. The external site (`config.external_site`, or a
-    random share) has test patients only. Rows are copied. Raises ConfigError where a site would be empty or a column is
-    missing.
+    own are dropped, and so are patients who then have none. A `split` that a row of the patient gives stays, else `splits`
+    decides. The external site has test patients only. Rows are copied. Raises ConfigError where a site would be empty or a
+    column is missing.
     """
-    by_column = config.kind in ("natural", "scanner_clusters")
-    if by_column:
+    if config.kind in ("natural", "scanner_clusters"):
         groups = _by_column(rows, replace(config, column=COLUMN) if config.kind == "scanner_clusters" else config)
     else:
         groups = _by_plan(rows, config, vocabulary, seed)
-    external = (config.external_site if by_column else None) or EXTERNAL
+    external = external_name(config)
     split = splits(strata(rows, vocabulary, list(vocabulary.organs)))
+    split |= {row["patient_id"]: row["split"] for row in rows if row.get("split")}
     placed = {}
     for name, mine in sorted(groups.items(), key=lambda item: item[0] == external):
+        if not mine and name == EXTERNAL:  # a small share of few patients may be nobody
+            continue
         if not mine:
             raise ConfigError(
                 f"no patient of the manifest falls to site {name}: take a smaller sites.count, a larger sites.alpha, "
                 "or more patients"
             )
         placed[name] = [
-            {**row, "site": name, "split": "test" if name == external else row.get("split") or split[row["patient_id"]]}
-            for row in mine
+            {**row, "site": name, "split": "test" if name == external else split[row["patient_id"]]} for row in mine
         ]
     return placed
+
+
+def external_name(config: SitesConfig) -> str:
+    """The site that is never trained on, where there is one: `config.external_site`, or that of a random share."""
+    return config.external_site or EXTERNAL
 
 
 def strata(rows: Sequence[Row], vocabulary: Vocabulary, organs: Sequence[str]) -> dict[str, Stratum]:
@@ -98,6 +105,11 @@ def _by_column(rows: Sequence[Row], config: SitesConfig) -> dict[str, list[Row]]
         name, patient = (row[config.column] or "").strip(), row["patient_id"]
         if not name:
             raise ConfigError(f"sites.column={config.column} is empty for patient {patient}: fill it in")
+        if "/" in name or name.startswith(".") or len(name) > _LONGEST or not name.isprintable():
+            raise ConfigError(
+                f"sites.column={config.column}: {name[:_LONGEST]!r} cannot be a folder's name: write the hospital's without /, "
+                f"line breaks and a dot at its start, in {_LONGEST} characters"
+            )
         if (home := homes.setdefault(patient, name)) != name:
             raise ConfigError(
                 f"sites.column={config.column} puts patient {patient} into {home} and {name}: choose one, or give two ids"
@@ -115,7 +127,7 @@ def _by_plan(rows: Sequence[Row], config: SitesConfig, vocabulary: Vocabulary, s
     wanted = wanted_organs(config, vocabulary)
     patients = strata(rows, vocabulary, wanted)
     present = {p.organ for p in patients.values()}
-    kinds = {o: vocabulary.organs[o].abnormalities for o in wanted if o in present}
+    kinds = {o: _kinds(config, vocabulary.organs[o], patients.values()) for o in wanted if o in present}
     specs = plan_training(config, vocabulary, kinds, seed=seed)
     home = _homes(patients, specs, config, vocabulary, seed)
     slots = {s.name: {m for share in s.organs.values() for m in share.modalities} for s in specs}
@@ -127,6 +139,17 @@ def _by_plan(rows: Sequence[Row], config: SitesConfig, vocabulary: Vocabulary, s
         if name and row["modality"] in slots[name]:
             groups[name].append(row)
     return groups
+
+
+def _kinds(config: SitesConfig, organ: Organ, patients: Iterable[Stratum]) -> Sequence[str]:
+    """An organ's abnormalities that patients have: others need no hospital. `mixed` is a table over all of them."""
+    labels = {p.label for p in patients if p.organ == organ.name}
+    named = {name for label in labels if label for name in organ.classes_of(label)}
+    if not named and config.kind in ("label_skew", "shards"):
+        raise ConfigError(
+            f"sites={config.kind} deals abnormalities, and no patient of the manifest has one of the {organ.name}"
+        )
+    return [name for name in organ.abnormalities if name in named or not named or config.kind == "mixed"]
 
 
 def _homes(

@@ -90,6 +90,11 @@ def wanted_organs(config: SitesConfig, vocabulary: Vocabulary) -> list[str]:
 
 def plan_training(config: SitesConfig, vocabulary: Vocabulary, kinds: skews.Kinds, *, seed: int) -> list[SiteSpec]:
     """The hospitals that train. kinds: organ -> what a patient of it can be. Raises ConfigError."""
+    if config.external_site:
+        raise ConfigError(
+            f"sites.external_site={config.external_site}: sites={config.kind} has no such hospital; it holds out "
+            "sites.external_patients"
+        )
     if config.kind == "mixed" and _fits(vocabulary, kinds):
         return _mixed(config, vocabulary, kinds)
     skews.check(config, vocabulary, kinds)

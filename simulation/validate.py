@@ -16,7 +16,7 @@ from configs.schema import Config
 from medmap_model.checkpoint import find
 from medmap_model.groups import layout
 from medmap_model.text import build_text_encoder
-from server.checkpoint import read_json, write_json
+from server.files import read_json, write_json
 from server.progress import Event, Progress
 from server.releases import open_releases
 from server.validate import FILE, Model, read_model, validate

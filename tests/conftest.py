@@ -19,6 +19,29 @@ SMALL = (
 )  # fmt: skip
 
 
+# A file of tests stays in one process: these are the long ones, the longest first, and those that mostly wait beside those that work.
+# The rest follows as it comes.
+FIRST = (
+    "faults/test_faults.py",
+    "simulation/test_experiment.py",
+    "faults/test_privately.py",
+    "faults/test_story.py",
+    "server/test_running_deployed.py",
+    "server/test_kits.py",
+    "simulation/test_flwr_run.py",
+    "simulation/test_sweep.py",
+    "simulation/test_federation.py",
+    "simulation/test_secure_federation.py",
+    "server/test_export.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of FIRST first; `make test` keeps the order that this gives."""
+    rank = {Path(__file__).parent / name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(FIRST)))
+
+
 def small_config(*overrides: str) -> Config:
     """A config that trains in a second."""
     return load([*SMALL, *overrides])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from medmap_model import contract
+from tests.conftest import FIRST
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = {
@@ -52,9 +53,12 @@ def test_flower_is_imported_in_thin_layers_only():
     assert users == {
         "client/app.py",
         "client/gate/commands.py",
+        "client/gate/incoming.py",
+        "client/gate/link.py",
         "client/gate/node.py",
         "client/gate/online.py",
         "client/gate/parts.py",
+        "client/gate/replies.py",
         "server/app.py",
         "server/exchange.py",
         "server/members.py",
@@ -114,3 +118,7 @@ def test_no_path_of_a_machine_is_in_the_project():
         if f.suffix in (".py", ".md", ".yaml")
     ]
     assert not [str(f) for f in files if pattern.search(f.read_text(encoding="utf-8"))]
+
+
+def test_the_files_of_tests_that_start_first_are_there():
+    assert FIRST and not [name for name in FIRST if not (ROOT / "tests" / name).is_file()]

@@ -6,6 +6,7 @@ whoever wrote into the picture is not erased, so images that say so, and anythin
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from functools import cache
@@ -28,10 +29,12 @@ class RefusedError(ValueError):
     """An image that cannot be de-identified by its header."""
 
 
-def deidentified(path: Path, pseudonyms: Pseudonyms, patient_id: str) -> Dataset:
-    """The copy, to be saved. patient_id: the pseudonym. Raises RefusedError."""
+def deidentified(path: Path, pseudonyms: Pseudonyms, patient_id: str) -> bytes:
+    """The copy, as a file holds it. patient_id: the pseudonym. Raises RefusedError."""
+    made = io.BytesIO()
     try:
-        return _copy(pydicom.dcmread(path), pseudonyms, patient_id)
+        _copy(pydicom.dcmread(path), pseudonyms, patient_id).save_as(made, enforce_file_format=True)
+        return made.getvalue()
     except RefusedError:
         raise
     except Exception as error:  # whatever a strange header leads pydicom or deid into

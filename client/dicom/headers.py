@@ -36,7 +36,9 @@ _TAGS += [Tag(tag) for tag in (*_B_VALUES.values(), _GE_COMPONENT)]
 # Whose they are, by which pydicom knows their type in implicit files.
 _TAGS += [Tag(tag & 0xFFFF0000 | 0x10) for tag in _B_VALUES.values()]
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+BURNED = "text burned into them"
 _DIRECTORY = "1.2.840.10008.1.3.10"  # what a DICOMDIR is: it says again what the files say
+DAY_S = 86_400
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 _COMPONENTS = {"P": "phase", "PHASE": "phase", "PHASE MAP": "phase", "R": "real", "REAL": "real", "I": "imaginary",
                "IMAGINARY": "imaginary", "MIXED": "mixed"}  # fmt: skip
@@ -67,6 +69,7 @@ class Image:
     temporal: int | None
     acquisition: int | None
     time_s: float | None
+    scaling: tuple[float | None, float | None]  # rescale slope and intercept of a frame
 
 
 def read_header(path: Path) -> tuple[Dataset, list[Image]] | None:
@@ -91,9 +94,10 @@ def read_header(path: Path) -> tuple[Dataset, list[Image]] | None:
             left = sys.maxsize if deflated else path.stat().st_size - file.tell()
         if ds.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
             return None
+        decode(ds)
         if "Modality" not in ds:
             raise HeaderError("its header names no modality; it may be cut short")
-        images = _images(path, ds, _pixels(stopped, left))
+        images = _images(path, ds, _pixels(ds, stopped, left))
     except HeaderError:
         raise
     except OSError as error:
@@ -101,6 +105,15 @@ def read_header(path: Path) -> tuple[Dataset, list[Image]] | None:
     except Exception as error:  # pydicom raises whatever a damaged file leads it into
         raise HeaderError(f"its header is damaged ({type(error).__name__})") from None
     return ds, images
+
+
+def decode(ds: Dataset) -> None:
+    """Parse every attribute now, where whatever goes wrong is this file's; one that makes no sense counts as absent."""
+    for tag in list(ds.keys()):
+        try:
+            ds[tag]
+        except Exception:  # pydicom raises whatever a damaged value leads it into
+            del ds[tag]
 
 
 def number(value: Any) -> float | None:
@@ -139,7 +152,9 @@ def seconds(date: str, time: str) -> float | None:
     return day + 3600 * int(hours) + 60 * int(minutes) + int(whole) + float(fraction or 0)
 
 
-def _pixels(stopped: list[int], left: int) -> str:
+def _pixels(ds: Dataset, stopped: list[int], left: int) -> str:
+    if text(ds, "BurnedInAnnotation").upper() == "YES":
+        return BURNED
     if not stopped or stopped[0] == 0:
         return "no pixel data"
     if stopped[0] != 0xFFFFFFFF and left < stopped[0]:
@@ -198,6 +213,10 @@ def _image(path: Path, frame: int | None, scopes: list[Dataset], ds: Dataset, sy
         temporal=temporal if content is None else int(content),
         acquisition=acquisition,
         time_s=_time(ds, value("FrameAcquisitionDateTime", "FrameContentSequence")),
+        scaling=(
+            number(value("RescaleSlope", "PixelValueTransformationSequence")),
+            number(value("RescaleIntercept", "PixelValueTransformationSequence")),
+        ),
     )
 
 
@@ -231,8 +250,20 @@ def _time(ds: Dataset, frame: Any) -> float | None:
     whole = str(frame or ds.get("AcquisitionDateTime") or "")
     if len(whole) >= 14 and (found := seconds(whole[:8], re.split(r"[+-]", whole[8:])[0])) is not None:
         return found
-    date = text(ds, "AcquisitionDate") or text(ds, "SeriesDate") or text(ds, "StudyDate")
-    for name in ("AcquisitionTime", "ContentTime", "SeriesTime"):
-        if (found := seconds(date, text(ds, name))) is not None:
-            return found
-    return None
+    times = (seconds("", text(ds, name)) for name in ("AcquisitionTime", "ContentTime", "SeriesTime"))
+    of_day = next((time_s for time_s in times if time_s is not None), None)
+    if of_day is None:
+        return None
+    if midnight := _midnight(ds, "AcquisitionDate"):
+        return midnight + of_day
+    for name in ("Series", "Study"):
+        if midnight := _midnight(ds, f"{name}Date"):
+            begun = seconds("", text(ds, f"{name}Time")) or 0.0
+            # what seems to come half a day before its series or study began came after midnight
+            return midnight + of_day + (DAY_S if of_day < begun - DAY_S / 2 else 0)
+    return of_day
+
+
+def _midnight(ds: Dataset, keyword: str) -> float:
+    """Seconds since 1970 when the date began; 0 where there is none."""
+    return seconds(text(ds, keyword), "000000") or 0.0

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from rich.console import Console
 from rich.progress import track
 
-from client.dicom.headers import HeaderError, Image, number, read_header, text
+from client.dicom.headers import BURNED, HeaderError, Image, number, read_header, text
 from client.problems import Problem
 
 _NO_IMAGES = ("PR", "KO", "SEG", "REG", "RWV")  # presentation states, key objects, segmentations, ...
@@ -52,13 +52,26 @@ class Index:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass
+class _Gathered:
+    """A series whose files come in, and what may speak against it.
+
+    patients: whom they name. copies: files that are there twice. clashes: other images under an id that one of its own
+    has. elsewhere: series that have an image of an id of its own -> how many.
+    """
+
+    series: Series
+    patients: set[str] = field(default_factory=set)
+    copies: int = 0
+    clashes: int = 0
+    elsewhere: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
 def index(root: Path, progress: Console | None = None) -> Index:
     """Read every header below `root`; no pixel, nothing outside of it (links are not followed), nothing written."""
     found, links = Index(), list[Path]()
-    groups: dict[tuple[str, str], Series] = {}
-    owners: dict[str, set[str]] = {}
-    seen: set[str] = set()
-    twice: Counter[tuple[str, str]] = Counter()
+    groups: dict[tuple[str, str], _Gathered] = {}
+    seen: dict[str, tuple[tuple[str, str], object, Path]] = {}  # SOP instance UID -> series, place, file
     others = 0
     paths = list(_files(root, links, found.problems))
     with warnings.catch_warnings(), ThreadPoolExecutor(_READERS) as pool:
@@ -78,15 +91,22 @@ def index(root: Path, progress: Console | None = None) -> Index:
             if kind == "SR":
                 found.reports.append((path, ds))
                 continue
-            uid = images[0].sop_uid
             key = (text(ds, "StudyInstanceUID"), text(ds, "SeriesInstanceUID"))
-            if uid and uid in seen:
-                twice[key] += 1
-                continue
-            seen.add(uid)
-            owners.setdefault(key[1], set()).add(text(ds, "PatientID"))
-            groups.setdefault(key, Series(ds, path.parent)).images.extend(images)
-    _settle(found, groups, owners, twice)
+            gathered = groups.setdefault(key, _Gathered(Series(ds, path.parent)))
+            gathered.patients.add(text(ds, "PatientID"))
+            place = (images[0].position, images[0].instance)
+            first = seen.setdefault(images[0].sop_uid or str(path), (key, place, path))
+            if first[2] != path:
+                if first[:2] == (key, place):
+                    gathered.copies += 1
+                    continue
+                if first[0] == key:
+                    gathered.clashes += 1
+                else:
+                    gathered.elsewhere[first[0]] += 1
+            gathered.series.images.extend(images)
+    _settle(found, groups)
+    _one_patient_each(found)
     _links(found, links)
     if others:
         found.notes.append(
@@ -124,28 +144,65 @@ def _links(found: Index, links: list[Path]) -> None:
         found.problems.append(Problem(None, "image", f"{shown}: links, which are not followed", remedy))
 
 
-def _settle(
-    found: Index, groups: dict[tuple[str, str], Series], owners: dict[str, set[str]], twice: Counter[tuple[str, str]]
-) -> None:
+def _settle(found: Index, groups: dict[tuple[str, str], _Gathered]) -> None:
     """Keep the series that hold MR images of one patient; a row for each of the others."""
-    for key, series in groups.items():
-        kind = text(series.header, "Modality") or "unknown"
-        repeated = twice[key]
-        if kind != "MR":
-            note = "Nothing to do: only MR is used; leave it out to be rid of this row"
-            found.problems.append(series.problem(f"its modality is {kind}, not MR", note))
-        elif len(owners[key[1]]) > 1:
-            remedy = "Export each patient's series again; a series of two people is never used"
-            found.problems.append(series.problem(f"it holds images of {len(owners[key[1]])} patients", remedy))
-        elif not text(series.header, "PatientID"):
-            remedy = "Fill in PatientID: privacy is counted by patient, and nobody can tell whose this is"
-            found.problems.append(series.problem("it names no patient", remedy))
-        elif wrong := sorted({i.pixels for i in series.images} - {""}):
-            count = sum(1 for i in series.images if i.pixels)
-            problem = f"{count} of its {len(series.images)} images have {' or '.join(wrong)}"
-            found.problems.append(series.problem(problem, "Retrieve the series again from the PACS"))
-        else:
-            found.series.append(series)
-            if repeated:
-                problem = f"{repeated} of its files are there twice (same SOP instance UID); the first of each is used"
-                found.problems.append(series.problem(problem, "Remove the copies to be rid of this row"))
+    for key, gathered in groups.items():
+        series = gathered.series
+        if wrong := _wrong(key, gathered, groups):
+            found.problems.append(series.problem(*wrong))
+            continue
+        found.series.append(series)
+        if gathered.copies:
+            problem = (
+                f"{gathered.copies} of its files are there twice (same SOP instance UID); the first of each is used"
+            )
+            found.problems.append(series.problem(problem, "Remove the copies to be rid of this row"))
+
+
+def _wrong(
+    key: tuple[str, str], gathered: _Gathered, groups: dict[tuple[str, str], _Gathered]
+) -> tuple[str, str] | None:
+    """Why a series is not used, and what to do; None for one that is."""
+    series, count = gathered.series, len(gathered.series.images)
+    kind = text(series.header, "Modality") or "unknown"
+    if kind != "MR":
+        return f"its modality is {kind}, not MR", "Nothing to do: only MR is used; leave it out to be rid of this row"
+    if len(gathered.patients) > 1:
+        remedy = "Export each patient's series again; a series of two people is never used"
+        return f"it holds images of {len(gathered.patients)} patients", remedy
+    if not text(series.header, "PatientID"):
+        return (
+            "it names no patient",
+            "Fill in PatientID: privacy is counted by patient, and nobody can tell whose this is",
+        )
+    if not all(key):
+        which = "study" if not key[0] else "series"
+        return f"it has no {which} instance UID", "Export it again: nobody can tell what belongs to it"
+    if gathered.elsewhere:
+        other, shared = gathered.elsewhere.most_common(1)[0]
+        problem = f"{shared} of its {count} images have the SOP instance UIDs of those of {groups[other].series.where}"
+        return problem, "Remove the copy, or have the export give each image a UID of its own; this series is not used"
+    if gathered.clashes:
+        problem = f"{gathered.clashes} of its {count} images have the SOP instance UID of another of its images"
+        return problem, "Have the export give each image a UID of its own"
+    if bad := sorted({i.pixels for i in series.images} - {""}):
+        problem = f"{sum(1 for i in series.images if i.pixels)} of its {count} images have {' or '.join(bad)}"
+        if BURNED in bad:
+            return problem, "Names may stand in the picture: export the images without it"
+        return problem, "Retrieve the series again from the PACS"
+    return None
+
+
+def _one_patient_each(found: Index) -> None:
+    """Take out the studies that several patients share: whose the images and the report are cannot be told."""
+    studies: dict[str, list[Series]] = {}
+    for series in found.series:
+        studies.setdefault(text(series.header, "StudyInstanceUID"), []).append(series)
+    for several in studies.values():
+        patients = {text(series.header, "PatientID") for series in several}
+        if len(patients) > 1:
+            problem = f"its study has {len(several)} series of {len(patients)} patients (PatientID)"
+            remedy = "Correct the PatientID in the PACS and export the study again; nothing of it is used"
+            found.problems.append(several[0].problem(problem, remedy))
+            left_out = {id(series) for series in several}
+            found.series = [series for series in found.series if id(series) not in left_out]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from client.dicom.review import Line
 from client.dicom.rules import DYNAMIC, Choice, Facts, RuleBook, choose, facts_of, facts_of_series, ignored, read_rules
 from client.problems import Problem
 from client.sources.found import Found, Row, SourceError
+from client.sources.write import check_output, write_whole
 from medmap_model.vocabulary import Vocabulary
 
 _WORKERS = min(4, os.cpu_count() or 1)  # dcm2niix runs beside the interpreter
@@ -34,7 +36,7 @@ _WORKERS = min(4, os.cpu_count() or 1)  # dcm2niix runs beside the interpreter
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for. output: the manifest; without it nothing is converted."""
+    """What the command line asks for. output: the manifest; without it nothing is converted. force: replace a review."""
 
     root: Path
     key: Path
@@ -46,6 +48,7 @@ class Request:
     reports: Path | None = None
     deface: str | None = None
     copies: bool = False
+    force: bool = False
 
 
 def ingest(request: Request, vocabulary: Vocabulary, console: Console) -> Found:
@@ -59,6 +62,7 @@ def ingest(request: Request, vocabulary: Vocabulary, console: Console) -> Found:
     tree = index(request.root, Console(stderr=True))
     found.problems += tree.problems
     found.notes += tree.notes
+    found.notes += _people(tree, pseudonyms)
     if not request.key.exists():
         found.notes.append("There is no key yet: the pseudonyms of this dry run are of this run alone.")
     lines = _lines(tree, book, vocabulary, pseudonyms, request.organ, found)
@@ -66,23 +70,28 @@ def ingest(request: Request, vocabulary: Vocabulary, console: Console) -> Found:
     if request.review is not None:
         found.problems += review.obey(lines, request.review, vocabulary)
     if request.review_to is not None:
-        _private(request.review_to, review.to_csv(lines).encode())
+        write_whole(request.review_to, review.to_csv(lines).encode(), private=True)
+        found.notes.append(f"{request.review_to} holds the review; edit it, and give it with --review.")
     if lines:
         console.print(review.table(lines))
         console.print(review.summary(lines, book.review_below))
     reports = read_reports(tree, request.reports, vocabulary)
     found.problems += reports.problems
     found.notes += reports.notes
-    _write(request, [line for line in lines if line.use], reports, pseudonyms, found)
+    converted = _write(request, [line for line in lines if line.use], reports, found)
+    if request.copies and request.output is not None:
+        _copy(converted, request.output.parent, pseudonyms, found, without_heads=bool(request.deface))
     return found
 
 
 def _check(request: Request, vocabulary: Vocabulary) -> None:
     if not request.root.is_dir():
         raise SourceError(f"{request.root} is not a folder: give the one with the DICOM files")
-    for path in (request.output, request.review_to):
+    for path in (request.output, request.review_to, None if request.key.exists() else request.key):
         if path is not None and path.resolve().is_relative_to(request.root.resolve()):
             raise SourceError(f"{path} lies in the source, where nothing is written: choose another folder")
+    if request.review_to is not None:  # what a person has decided there
+        check_output(request.review_to, force=request.force)
     if request.organ is not None and request.organ not in vocabulary.organs:
         raise SourceError(f"--organ {request.organ} is not an organ: take one of {', '.join(vocabulary.organs)}")
     if request.deface is not None:
@@ -127,12 +136,34 @@ def _lines(
     return sorted(lines, key=lambda line: (line.patient_id, line.study_id, line.part.time_s or 0.0, line.part.label))
 
 
+def _people(tree: Index, pseudonyms: Pseudonyms) -> list[str]:
+    """What names and birth dates say against taking a PatientID for one person, by pseudonyms."""
+    born, ids = dict[str, set[str]](), dict[tuple[str, str], set[str]]()
+    for series in tree.series:
+        date, patient = text(series.header, "PatientBirthDate"), text(series.header, "PatientID")
+        name = " ".join(re.findall(r"\w+", text(series.header, "PatientName").casefold()))
+        if date:
+            born.setdefault(patient, set()).add(date)
+        if date and name:
+            ids.setdefault((name, date), set()).add(patient)
+
+    def shown(patients: Iterable[str]) -> str:
+        return " and ".join(sorted(pseudonyms.of("patient", patient)[:8] for patient in patients))
+
+    notes = [f"Patient {shown([p])} has several birth dates: several people may share a PatientID." for p, dates in
+             born.items() if len(dates) > 1]  # fmt: skip
+    return notes + [
+        f"Patients {shown(several)} have one name and birth date: if they are one person, merge them in the PACS."
+        for several in ids.values() if len(several) > 1
+    ]  # fmt: skip
+
+
 def _line(part: Part, facts: Facts, choice: Choice, pseudonyms: Pseudonyms) -> Line:
     """With pseudonyms for patient, exam and volume."""
     header = part.series.header
     exam, series = text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID")
     return Line(
-        key=pseudonyms.of("volume", series, part.label),
+        key=pseudonyms.of("volume", exam, series, part.label),
         part=part,
         facts=facts,
         patient_id=pseudonyms.of("patient", text(header, "PatientID")),
@@ -149,8 +180,8 @@ def _of_vocabulary(choice: Choice, vocabulary: Vocabulary) -> Choice:
     return Choice(None, choice.organ, 0.0, reason)
 
 
-def _write(request: Request, lines: list[Line], reports: Reports, pseudonyms: Pseudonyms, found: Found) -> None:
-    """Convert what is used, and add its rows; what cannot be converted is a problem each, and nothing else is lost."""
+def _write(request: Request, lines: list[Line], reports: Reports, found: Found) -> list[Line]:
+    """Convert what is used, and add its rows; what cannot be converted is a problem each. Returns what was converted."""
     faces = sum(line.choice.organ == "brain" for line in lines)
     if faces and request.deface is None:
         found.notes.append(
@@ -160,14 +191,17 @@ def _write(request: Request, lines: list[Line], reports: Reports, pseudonyms: Ps
     def made(line: Line) -> Path | Problem:
         if request.output is None:
             return line.part.images[0].path
+        target = _target(line, request.output.parent)
         try:
-            return _convert(request, line, request.output.parent)
+            return _convert(request, line, target)
         except ConversionError as error:
+            target.unlink(missing_ok=True)  # what an earlier run made, of other rules or with its face
             return line.part.series.problem(error.problem, error.remedy)
         except OSError as error:
             problem = f"it cannot be converted ({error.strerror})"
             return line.part.series.problem(problem, "Look for room and rights in the temporary folder")
 
+    converted: list[Line] = []
     with ThreadPoolExecutor(_WORKERS) as pool:
         shown = Console(stderr=True) if request.output else None
         results: Iterable[Path | Problem] = pool.map(made, lines)
@@ -183,8 +217,8 @@ def _write(request: Request, lines: list[Line], reports: Reports, pseudonyms: Ps
                 found.problems.append(result)
                 continue
             found.rows.append(_row(line, result, reports))
-    if request.copies and request.output is not None:
-        found.problems += _copy(lines, request.output.parent, pseudonyms)
+            converted.append(line)
+    return converted
 
 
 def _row(line: Line, image: Path, reports: Reports) -> Row:
@@ -201,47 +235,34 @@ def _row(line: Line, image: Path, reports: Reports) -> Row:
     )
 
 
-def _convert(request: Request, line: Line, folder: Path) -> Path:
-    """images/PATIENT/STUDY/MODALITY.nii.gz and .json below the manifest's folder."""
+def _target(line: Line, folder: Path) -> Path:
+    return folder / "images" / line.patient_id / line.study_id / f"{line.choice.modality}.nii.gz"
+
+
+def _convert(request: Request, line: Line, target: Path) -> Path:
+    """The volume, and a .json beside it."""
     image = convert(line.part)
     if request.deface is not None and line.choice.organ == "brain":
         image = defaced(image, request.deface)
-    target = folder / "images" / line.patient_id / line.study_id / f"{line.choice.modality}.nii.gz"
-    _private(target.with_name(f"{line.choice.modality}.json"), sidecar(line.part, line.facts).encode())
-    _private(target, bare(image))
+    write_whole(target.with_name(f"{line.choice.modality}.json"), sidecar(line.part, line.facts).encode(), private=True)
+    write_whole(target, bare(image), private=True)
     return target
 
 
-def _copy(lines: list[Line], folder: Path, pseudonyms: Pseudonyms) -> list[Problem]:
+def _copy(lines: list[Line], folder: Path, pseudonyms: Pseudonyms, found: Found, *, without_heads: bool) -> None:
     """De-identified copies of the files of all volumes used, dicom/PATIENT/SERIES/; a problem for each series without."""
-    problems: list[Problem] = []
-    files = {image.path: line for line in lines for image in line.part.images}
-    refused: set[int] = set()
-    for number, (path, line) in enumerate(files.items()):
-        series = line.part.series
-        if id(series) in refused:
-            continue
-        target = folder / "dicom" / line.patient_id / pseudonyms.of("series", text(series.header, "SeriesInstanceUID"))
-        target.mkdir(parents=True, exist_ok=True)
+    kept = [line for line in lines if not (without_heads and line.choice.organ == "brain")]
+    if heads := len(lines) - len(kept):
+        found.notes.append(f"{heads} head volumes have no DICOM copy: it would show the face that --deface removes.")
+    series_of = {id(line.part.series): (line.part.series, line.patient_id) for line in kept}
+    used = {image.path for line in kept for image in line.part.images}
+    for series, patient in series_of.values():
+        uids = text(series.header, "StudyInstanceUID"), text(series.header, "SeriesInstanceUID")
+        target = folder / "dicom" / patient / pseudonyms.of("series", *uids)
         try:
-            deidentified(path, pseudonyms, line.patient_id).save_as(
-                target / f"{number:06d}.dcm", enforce_file_format=True
-            )
+            for number, path in enumerate(sorted({image.path for image in series.images}), 1):
+                if path in used:  # its number is the same whichever volumes of the series are
+                    write_whole(target / f"{number:06d}.dcm", deidentified(path, pseudonyms, patient), private=True)
         except RefusedError as error:
-            refused.add(id(series))
             remedy = "It has no whole DICOM copy; the NIfTI file is made"
-            problems.append(series.problem(f"it cannot be de-identified: {error}", remedy))
-    return problems
-
-
-def _private(path: Path, content: bytes) -> None:
-    """Write whole or not at all, for this user alone. Raises SourceError."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise SourceError(f"{path} cannot be written ({error.strerror}): choose another folder") from None
+            found.problems.append(series.problem(f"it cannot be de-identified: {error}", remedy))

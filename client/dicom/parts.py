@@ -58,9 +58,9 @@ class Part:
 def split(series: Series) -> tuple[list[Part], list[Problem]]:
     """The volumes of a series that can be used, and a row for each thing that keeps the others from it."""
     images = series.images
-    if any(i.position is None or i.orientation is None or i.spacing_mm is None for i in images):
+    if any(None in (i.position, i.orientation, i.spacing_mm) or 0 in i.shape for i in images):
         remedy = "Export the original images: a screenshot or a report page cannot be placed in space"
-        return [], [series.problem("its images say no position, orientation or voxel size", remedy)]
+        return [], [series.problem("its images say no position, orientation, voxel or matrix size", remedy)]
     counts = _planes(images)
     if len(counts) > 1:
         if max(counts) < MIN_SLICES:
@@ -73,6 +73,11 @@ def split(series: Series) -> tuple[list[Part], list[Problem]]:
         if group[0].component != "magnitude":
             problem = f"{len(group)} {group[0].component} images are not used: intensities there are no signal strength"
             problems.append(series.problem(problem, "Nothing to do: the magnitude images are used, if there are any"))
+        elif group[0].frame is not None and len(scalings := {i.scaling for i in group}) > 1:
+            problem = f"its {len(group)} frames are scaled in {len(scalings)} ways (rescale slope and intercept)"
+            problems.append(
+                series.problem(problem, "Export it as one file a slice: dcm2niix takes one scaling for a file")
+            )
         elif len(group) >= MIN_SLICES:
             grid = _grid(group)
             named = f" ({label})" if label else ""

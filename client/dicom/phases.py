@@ -7,15 +7,15 @@ when that was; else since the first volume after it, taken as a typical arterial
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
-from client.dicom.headers import seconds, text
+from client.dicom.headers import DAY_S, seconds, text
 from client.dicom.parts import Part
 from client.dicom.rules import Choice, Facts, Phase
 
 _BY_NAME, _BY_TIME, _BY_ORDER, _BETWEEN = 0.9, 0.85, 0.75, 0.6
 _ALONE, _NO_TIME = 0.4, 0.3  # one volume after contrast and nothing to count from; no time at all
-_DAY_S = 86_400
 
 
 def phases_of(volumes: Sequence[tuple[Part, Facts]], phases: Sequence[Phase], organ: str | None) -> list[Choice]:
@@ -26,19 +26,23 @@ def phases_of(volumes: Sequence[tuple[Part, Facts]], phases: Sequence[Phase], or
     start_s = next((s for s in map(_start_s, parts) if s is not None), None)
     order = sorted((p.time_s, i) for i, p in enumerate(parts) if p.time_s is not None)
     after = _after(agent, named, phases, [i for _, i in order])
+    shared = Counter((id(p.series), p.time_s) for p in parts)  # a time of several is their series', not theirs
     by_order = _BETWEEN if all(agent) else _BY_ORDER  # then none says it came before
     made = []
     for i, part in enumerate(parts):
         if (phase := named[i]) is not None:
             made.append(Choice(phase.modality, organ, _BY_NAME, "the phase is in its name"))
-        elif part.time_s is None:
-            made.append(Choice(None, organ, _NO_TIME, "a dynamic series without acquisition time or phase in its name"))
+        elif part.time_s is None or shared[id(part.series), part.time_s] > 1:
+            said = "a dynamic volume without a time of its own or a phase in its name"
+            made.append(Choice(None, organ, _NO_TIME, said))
         elif start_s is not None:
             made.append(_timed(part.time_s - start_s, phases, organ, _BY_TIME, "after the contrast agent"))
         elif i not in after:
             made.append(Choice(phases[0].modality, organ, by_order, "the first of the dynamic series, before contrast"))
-        elif len(after) == 1:
-            made.append(Choice(phases[1].modality, organ, _ALONE, "the only one after contrast, its time is not told"))
+        elif len({parts[j].time_s for j in after}) == 1:
+            made.append(
+                Choice(phases[1].modality, organ, _ALONE, "no two times after contrast, to tell which phase it is")
+            )
         else:
             first = next(j for _, j in order if j in after)
             came = named[first] or phases[1]
@@ -59,7 +63,7 @@ def _start_s(part: Part) -> float | None:
     of_day = seconds("", text(part.series.header, "ContrastBolusStartTime"))
     if of_day is None or part.time_s is None:
         return None
-    return part.time_s - (part.time_s - of_day + _DAY_S / 2) % _DAY_S + _DAY_S / 2
+    return part.time_s - (part.time_s - of_day + DAY_S / 2) % DAY_S + DAY_S / 2
 
 
 def _after(

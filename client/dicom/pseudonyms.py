@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.sources.found import SourceError
+from client.sources.write import make_folder
 
 _BYTES = 32
 _DIGITS = 20  # of 16: 80 bits, no two of a hospital's patients share them by chance
@@ -47,7 +48,7 @@ def open_key(path: Path, *, make: bool) -> Pseudonyms:
         if not path.exists():
             key = secrets.token_bytes(_BYTES)
             if make:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent, private=True)
                 with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                     file.write(key.hex() + "\n")
             return Pseudonyms(key)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import Dataset
 
-from client.dicom.headers import READ, number, text
+from client.dicom.headers import READ, decode, number, text
 from client.dicom.index import Index
 from client.dicom.scrub import Known, ordinary_words, scrub
 from client.problems import Problem
 from client.sources.found import SourceError
-from client.table import read_table
+from client.table import read_records
 from medmap_model.vocabulary import Vocabulary
 
 _CONTEXT = ("HAS OBS CONTEXT", "HAS ACQ CONTEXT", "HAS CONCEPT MOD")  # who observed, with what, in which language
@@ -74,20 +74,27 @@ def _meaning(codes: list[Dataset] | None) -> str:
 
 
 def _documents(index: Index, known: Mapping[str, Known], made: Reports) -> dict[str, str]:
-    """Study -> text of its best SR: verified before unverified, then the latest."""
+    """Study -> text of its best SR: verified before unverified, then the latest; none that names another patient."""
     best: dict[str, tuple[tuple[bool, str], str]] = {}
+    patients = {text(s.header, "StudyInstanceUID"): text(s.header, "PatientID") for s in index.series}
     for path, header in index.reports:
+        study = text(header, "StudyInstanceUID")
+        if patients.get(study, text(header, "PatientID")) != text(header, "PatientID"):
+            problem = f"{path}: its report names another patient than the images of its study"
+            made.problems.append(
+                Problem(None, "report", problem, "Correct it in the PACS; the study is used without it")
+            )
+            continue
         try:
-            ds = pydicom.dcmread(path)
-            said = document_text(ds)
+            decode(ds := pydicom.dcmread(path))
+            said, elements = document_text(ds), list(ds.iterall())
         except Exception as error:  # whatever a damaged file leads pydicom into
             remedy = "Export it again; its study is used without it"
             made.problems.append(
                 Problem(None, "report", f"{path}: its report cannot be read ({type(error).__name__})", remedy)
             )
             continue
-        study = text(header, "StudyInstanceUID")
-        for element in ds.iterall():  # observers, verifiers, organisations
+        for element in elements:  # observers, verifiers, organisations
             if element.VR == "PN" and element.value:
                 known[study].names |= set(map(str, element.value if element.VM > 1 else [element.value]))
             elif element.keyword in ("VerifyingOrganization", "InstitutionName") and element.value:
@@ -99,34 +106,53 @@ def _documents(index: Index, known: Mapping[str, Known], made: Reports) -> dict[
 
 
 def _listed(index: Index, table: Path, made: Reports) -> dict[str, str]:
-    """Study -> text by the CSV's accession numbers."""
+    """Study -> text by the CSV's accession numbers, and its label into `made`; nothing that two rows say differently."""
+    problems: list[Problem] = []
     try:
-        header, rows = read_table(table.read_bytes(), made.problems)
+        header, rows = read_records(table.read_bytes(), problems)
     except OSError as error:
         raise SourceError(f"{table} cannot be read ({error.strerror}): give the CSV of reports") from None
     if missing := [name for name in ("accession_number", "report") if name not in header]:
         raise SourceError(f"{table} has no column {missing[0]}: it needs accession_number and report")
-    studies: dict[str, set[str]] = {}
-    for series in index.series:
-        studies.setdefault(text(series.header, "AccessionNumber"), set()).add(text(series.header, "StudyInstanceUID"))
-    studies.pop("", None)
-    found, strange = dict[str, str](), 0
-    for row, cells in rows:
-        said = dict(zip(header, (c.strip() for c in cells), strict=False))
-        uids = studies.get(said.get("accession_number", ""), set())
-        strange += not uids
-        for uid in uids:
-            if uid in found and found[uid] != said.get("report", ""):
-                remedy = "Keep one row for each; the first is used"
-                made.problems.append(Problem(row, "accession_number", "Another row has this accession number", remedy))
-                continue
-            if said.get("report"):
-                found[uid] = said["report"]
-            if said.get("abnormality"):
-                made.labels[uid] = said["abnormality"]
+    studies, patients = _of_accession(index)
+    unpadded = {accession.lstrip("0") for accession in studies}
+    kept, found, strange = dict[str, dict[str, str]](), dict[str, str](), 0
+    for row, record in rows:
+        accession = record["accession_number"]
+        said = {name: record.get(name, "") for name in ("report", "abnormality")}
+        if len(patients.get(accession, ())) > 1:
+            wrong = ["Exams of several patients have this number; the row is not used"]
+            remedy = "Give each exam an accession number of its own"
+        elif accession in studies:
+            first = kept.setdefault(accession, said)
+            wrong = [f"Another row of this exam has another {name}" for name in said if said[name] != first[name]]
+            remedy = "Keep one row for each; the first is used, without a label where they differ in it"
+            if said["abnormality"] != first["abnormality"]:
+                first["abnormality"] = ""
+        elif accession and accession.lstrip("0") in unpadded:
+            wrong = ["It is an exam's but for its leading zeros; the row is not used"]
+            remedy = "A spreadsheet drops them: export the column as text"
+        else:
+            strange += 1
+            continue
+        problems += [Problem(row, "accession_number", problem, remedy) for problem in wrong]
+    for accession, said in kept.items():
+        found |= dict.fromkeys(studies[accession], said["report"]) if said["report"] else {}
+        made.labels |= dict.fromkeys(studies[accession], said["abnormality"]) if said["abnormality"] else {}
+    made.problems += [Problem(p.row, p.column, f"{table.name}: {p.problem}", p.remedy) for p in problems]
     if strange:
         made.notes.append(f"{strange} rows of {table.name} have an accession number that no study has: passed over.")
     return found
+
+
+def _of_accession(index: Index) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """Accession number -> its studies; -> their patients."""
+    studies, patients = dict[str, set[str]](), dict[str, set[str]]()
+    for series in index.series:
+        if accession := text(series.header, "AccessionNumber"):
+            studies.setdefault(accession, set()).add(text(series.header, "StudyInstanceUID"))
+            patients.setdefault(accession, set()).add(text(series.header, "PatientID"))
+    return studies, patients
 
 
 def _learn(known: Known, ds: Dataset) -> None:
@@ -134,3 +160,5 @@ def _learn(known: Known, ds: Dataset) -> None:
     for kind, values in (("names", known.names), ("places", known.places), ("numbers", known.numbers)):
         for keyword in READ[kind]:
             values |= {v for v in text(ds, keyword).split("\\") if v}
+    for other in ds.get("OtherPatientIDsSequence") or ():
+        known.numbers.add(text(other, "PatientID"))

@@ -16,7 +16,7 @@ from rich.text import Text
 from client.dicom.headers import text
 from client.dicom.parts import Part
 from client.dicom.rules import Choice, Facts
-from client.problems import Problem, nearest
+from client.problems import Problem, nearest, printable
 from client.sources.found import SourceError
 from client.table import read_table
 from medmap_model.vocabulary import Vocabulary
@@ -63,21 +63,25 @@ class Line:
             "modality": self.choice.modality or "",
             "organ": self.choice.organ or "",
             "confidence": f"{self.choice.confidence:.2f}",
-            "reason": self.choice.reason,
+            "reason": printable(self.choice.reason),
             "patient_id": self.patient_id,
             "study_id": self.study_id,
-            "series": f"{text(header, 'SeriesNumber', 'SeriesDescription')} {self.part.label}".strip(),
+            "series": printable(f"{text(header, 'SeriesNumber', 'SeriesDescription')} {self.part.label}".strip()),
             "images": str(len(self.part.images)),
-            "where": str(self.part.images[0].path),
+            "where": printable(str(self.part.images[0].path)),
         }
 
 
 def settle(lines: Sequence[Line], review_below: float) -> None:
-    """Use what is sure enough, one volume per study and modality: the surest, then the best of its kind, then the later."""
+    """Use what is sure enough, one volume per study and modality: the surest, the best of its kind, the last in time.
+
+    Of what must be without contrast, the first in time.
+    """
     best: dict[tuple[str, str], Line] = {}
 
     def rank(line: Line) -> tuple[float, ...]:
-        return (line.choice.confidence, -line.choice.distance, len(line.part.images), line.part.time_s or 0.0)
+        time_s = (line.part.time_s or 0.0) * (-1 if line.choice.earlier else 1)
+        return (line.choice.confidence, -line.choice.distance, len(line.part.images), time_s)
 
     for line in lines:
         if line.choice.modality is not None and line.choice.confidence >= review_below:
@@ -109,6 +113,9 @@ def obey(lines: Sequence[Line], path: Path, vocabulary: Vocabulary) -> list[Prob
     told: set[str] = set()
     for number, cells in rows:
         row = dict(zip(header, (c.strip() for c in cells), strict=False))
+        if row.get("volume", "") in told:
+            problems.append(Problem(number, "volume", "The volume has a row already", "Keep one; the first holds"))
+            continue
         told.add(row.get("volume", ""))
         if (line := known.get(row.get("volume", ""))) is None:
             remedy = "Take the row out, or give the folder and the key it was written with"

@@ -90,7 +90,7 @@ class Place:
     """Where an organ is told."""
 
     organ: str = setting(MISSING, "an organ of the vocabulary")
-    place: str = setting(MISSING, "found in body part, study, series or protocol name")
+    place: str = setting(MISSING, "found in body part, series or protocol name, else in the study's")
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,15 @@ class RuleBook:
 
 @dataclass(frozen=True)
 class Facts:
-    """What rules may ask about a volume; texts in small letters, None where the header does not say."""
+    """What rules may ask about a volume; texts in small letters, None where the header does not say.
+
+    place: what says where the series belongs, with the body part (`part`) in it; study: what only the exam's name says.
+    """
 
     words: str
     place: str
+    study: str
+    part: str
     sequence: str
     image_type: str
     contrast: bool
@@ -153,13 +158,17 @@ class Facts:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a volume is. modality None: no rule holds. distance: from the best of its kind, where several are one."""
+    """What a volume is. modality None: no rule holds.
+
+    Where several are one: distance, from the best of its kind; earlier: the first in time is taken, not the last.
+    """
 
     modality: str | None
     organ: str | None
     confidence: float
     reason: str
     distance: float = 0.0
+    earlier: bool = False
 
 
 def read_rules(path: Path | None = None) -> RuleBook:
@@ -189,7 +198,9 @@ def facts_of_series(series: Series, book: RuleBook) -> Facts:
     without = re.search(book.contrast.not_words, words, re.MULTILINE) is not None
     return Facts(
         words=words,
-        place=_plain(text(ds, "BodyPartExamined", "StudyDescription", "SeriesDescription", "ProtocolName")),
+        place=_plain(text(ds, "BodyPartExamined", "SeriesDescription", "ProtocolName")),
+        study=_plain(text(ds, "StudyDescription")),
+        part=_plain(text(ds, "BodyPartExamined")),
         sequence=_plain(
             text(ds, "SequenceName", "PulseSequenceName", "ScanningSequence", "SequenceVariant", "ScanOptions")
         ),
@@ -226,8 +237,10 @@ def ignored(facts: Facts, book: RuleBook) -> str | None:
 
 
 def choose(facts: Facts, book: RuleBook, organ: str | None = None) -> Choice:
-    """The first rule of the organ that holds. organ: where the hospital says it; otherwise by the names."""
-    organ = organ or next((p.organ for p in book.organs if re.search(p.place, facts.place)), None)
+    """The first rule of the organ that holds. organ: the hospital's word, where names do not tell it."""
+    named = _organ(facts.place, book)
+    told = named or _organ(facts.study, book)
+    organ = told or organ
     for rule in book.rules:
         if organ not in (None, rule.organ):
             continue
@@ -244,8 +257,17 @@ def choose(facts: Facts, book: RuleBook, organ: str | None = None) -> Choice:
         if organ is None:
             confidence *= _OTHERWISE
             reasons.append("no body part named")
-        return Choice(rule.modality, rule.organ, round(confidence, 2), ", ".join(reasons), _distance(rule.when, facts))
+        elif told and not named and facts.part:
+            confidence *= _OTHERWISE
+            reasons.append(f"of the {organ} by its study, but of '{facts.part}' by its body part")
+        earlier = rule.when.contrast is False  # a later one may be after contrast, though nobody wrote it down
+        distance = _distance(rule.when, facts)
+        return Choice(rule.modality, rule.organ, round(confidence, 2), ", ".join(reasons), distance, earlier)
     return Choice(None, organ, 0.0, "no rule holds" if organ else "no rule holds, no body part named")
+
+
+def _organ(words: str, book: RuleBook) -> str | None:
+    return next((place.organ for place in book.organs if re.search(place.place, words)), None)
 
 
 def _distance(when: Condition, facts: Facts) -> float:

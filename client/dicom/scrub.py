@@ -19,7 +19,19 @@ from medmap_model.vocabulary import Vocabulary
 
 MARK = "___"
 _SHORT = 3  # letters of a name below which only the exact, capitalised word counts
-_DATE = re.compile(r"(?<![\d.,/-])(\d{1,4})([./-])(\d{1,2})\2(\d{2,4})(?![\d/-]|[.,]\d)")
+_TIME = r"(?:[T ]\d\d:\d\d(?::\d\d)?(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d)?)?"
+_DATES = (  # a whole year may stand against anything, such as the other end of a span; two digits of it against little
+    re.compile(rf"(?<!\d)((?:19|20)\d\d)([./-]) ?(\d{{1,2}})\2 ?(\d{{1,2}})(?!\d){_TIME}"),
+    re.compile(rf"(?<!\d)(\d{{1,2}}) ?([./-]) ?(\d{{1,2}}) ?\2 ?((?:19|20)\d\d)(?!\d){_TIME}"),
+    re.compile(r"(?<![\d.,/-])(\d{1,2})([./-])(\d{1,2})\2(\d\d)(?![\d/-]|[.,]\d)"),
+)
+# What a pattern's NAME stands for.
+_PART = r"[^\W\d_a-zäöüß][\w'’-]*"
+_NAME = (
+    rf"(?:[^\W\d_a-z]\.[ ]?){{0,3}}(?:(?:van|von|de|der|den|del|della|di|da|dos|la|le|el|ten|ter|zu|bin)[ ])*{_PART}"
+    rf"(?:[ ]+(?:(?:van|von|de|der|den|del|della|di|da|dos|la|le|y|e|i)[ ])*{_PART}){{0,2}}"
+)
+_ENDINGS = "es|en|a|ą|ę|u|y|em|ie|owi|ego|emu|ej|а|у|ы|е|ом|ой|ым|ого|ому"  # what cases put at the end of a name
 _GERMAN = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "ø": "oe", "å": "aa", "æ": "ae"})
 
 
@@ -38,7 +50,8 @@ def scrub(report: str, known: Known, ordinary: frozenset[str]) -> str:
     places = {p for p in known.places if any(w.lower() not in ordinary for w in re.findall(r"\w+", p))}  # not "MRI"
     for pattern in (*_literals(known.numbers), *_literals(places)):
         text = pattern.sub(MARK, text)
-    text = _DATE.sub(lambda m: MARK if _is_date(m[1], m[3], m[4]) else m[0], text)
+    for date in _DATES:
+        text = date.sub(lambda m: MARK if _is_date(m[1], m[3], m[4]) else m[0], text)
     for pattern in _patterns():
         text = pattern.sub(_kept_blanks, text)
     for pattern in _names(known.names, ordinary):
@@ -79,19 +92,23 @@ def _rules() -> dict[str, list[str]]:
 @cache
 def _patterns() -> tuple[re.Pattern[str], ...]:
     rules = _rules()
-    month = rf"(?:{rules['months']})"
+    month, abroad = rf"(?:{rules['months']})", rf"(?:{rules['months_abroad']})"
     dates = (
         rf"\b\d{{1,2}}(?:st|nd|rd|th|\.)?[ -](?:of )?{month}\b\.?,?[ -]?(?:(?:19|20)?\d\d\b)?",
         rf"\b{month}\b\.? \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? (?:19|20)\d\d)?",
         rf"\b{month}\b\.?,? (?:19|20)\d\d\b",
+        rf"\b\d{{1,2}}{month}(?:19|20)?\d\d\b",
+        rf"\b\d{{1,2}}[º.]?[ -](?:de |di |d['’])?{abroad}\b(?:[ -](?:de |del |di )?(?:19|20)\d\d\b)?",
+        rf"\b{abroad}\b (?:de |del |di )?(?:19|20)\d\d\b",
     )
     folded = [re.compile(p, re.IGNORECASE | re.MULTILINE) for p in (*rules["folded"], *dates)]
-    return (*(re.compile(p) for p in rules["cased"]), *folded)
+    return (*(re.compile(p.replace("NAME", f"(?:{_NAME})")) for p in rules["cased"]), *folded)
 
 
 def _literals(values: Iterable[str]) -> Iterator[re.Pattern[str]]:
     """Each value as it is, longest first, and the long numbers inside it; blanks may be any."""
     whole = {v for value in values if len(v := value.strip()) >= 3 and re.search(r"\w", v)}
+    whole |= {_bare(value) for value in whole}
     inner = {n for value in whole for n in re.findall(r"\d{5,}", value)}
     for value in sorted(whole | inner, key=len, reverse=True):
         body = r"\s+".join(map(re.escape, value.split()))
@@ -114,10 +131,14 @@ def _names(names: Iterable[str], ordinary: frozenset[str]) -> Iterator[re.Patter
             forms = "|".join(re.escape(form) for form in {part.capitalize(), part.upper(), part.title()})
             yield re.compile(rf"(?<![\w-])(?:{forms})(?![\w-])")
         else:
-            yield re.compile(rf"(?<![^\W_]){body}(?:['’]?s)?(?![^\W_])", re.IGNORECASE)
+            yield re.compile(rf"(?<![^\W_]){body}(?:['’]?s|{_ENDINGS})?(?![^\W_])", re.IGNORECASE)
 
 
 def _spellings(part: str) -> set[str]:
     """As it is, without accents, and as German writes umlauts on a foreign keyboard."""
-    bare = "".join(c for c in unicodedata.normalize("NFKD", part) if not unicodedata.combining(c))
-    return {part, bare.replace("ß", "ss"), part.lower().translate(_GERMAN)}
+    return {part, _bare(part).replace("ß", "ss"), part.lower().translate(_GERMAN)}
+
+
+def _bare(words: str) -> str:
+    """Without accents."""
+    return "".join(c for c in unicodedata.normalize("NFKD", words) if not unicodedata.combining(c))

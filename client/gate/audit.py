@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from client.gate import GateError
+from client.gate.words import plain
 
 _GENESIS = "0" * 64
-_LONGEST = 64  # of what others choose: a group id, a kind of message
+_CHOSEN = ("kind", "group", "peer", "request", "object", "bundle")  # by others, at least while they are not checked
 
 
 class AuditError(GateError):
@@ -79,7 +80,7 @@ class Audit:
     def write(self, event: Event) -> None:
         """Append a line; it is on disk when this returns. Raises AuditError where it cannot be, and then there is no line."""
         said = asdict(event) | {"time": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")}
-        said |= {name: plain(said[name]) for name in ("kind", "group", "peer")}
+        said |= {name: plain(said[name]) for name in _CHOSEN}
         body = said | {"previous": self._head}
         whole = body | {"hash": _digest(body)}
         line = _canonical(whole) + b"\n"
@@ -148,8 +149,3 @@ def _canonical(said: dict[str, Any]) -> bytes:
 
 def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(_canonical(body)).hexdigest()
-
-
-def plain(text: str) -> str:
-    """A text that another chose, short and of printable ASCII alone."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text[:_LONGEST])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from client.gate.egress import Asked
+from client.gate.asked import Asked
 from client.privacy.budget import open_existing
 from client.privacy.ledger import Key, LedgerError, Receipt
 
@@ -16,6 +16,8 @@ def uncharged(ledger: Path, asked: Asked, receipt: Mapping[str, Any]) -> str | N
     try:
         own = open_existing(ledger)
         own.check_receipt(Receipt(receipt["ledger"], receipt["seq"], receipt["hash"]))
+        if receipt.get("budget", own.epsilon) != own.epsilon:
+            return f"the receipt tells of another budget than {ledger} has"
         key = _key(asked)
         if not any(c.key == key and c.released for c in own.charges()):
             return f"{ledger} has no charge for this request ({key.stage} {key.round})"

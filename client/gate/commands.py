@@ -35,18 +35,20 @@ def node(
     """
     import logging
 
-    from client.gate import GateError
-
     with _sentences():
+        from flwr.supercore.exit.exit_handler import trigger_exit_handlers
         from flwr.supernode.cli import flower_supernode
 
-        from client.gate.node import Gate
+        from client.gate.node import Ended, Gate
+        from client.gate.words import one_line
 
         _check_port(port)
         _check_clock(superlink, root_certificates)
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("medmap").addHandler(handler)
+        for name in ("medmap.gate", "flwr", "uvicorn.error"):  # what they log, others may have written
+            logging.getLogger(name).addFilter(one_line)
         gate = Gate(site.absolute(), superlink)
         gate.install()
         _wait(gate.online.wait_s())
@@ -58,10 +60,14 @@ def node(
         ]  # fmt: skip
     try:
         flower_supernode()
-    except GateError as error:  # the audit log cannot be written
+        _fail("the connection to the server ended; the lines above say why")
+    except Ended as error:  # the audit log cannot be written
         _fail(str(error))
     finally:
         gate.online.leave()
+        trigger_exit_handlers(
+            run_before_force_exit=False
+        )  # the worker's door has a thread that would keep this process
 
 
 def approve(
@@ -174,6 +180,7 @@ def _check_clock(superlink: str, authority: Path) -> None:
 def _look_at(path: Path, bundles: object, *, diff: bool) -> bytes:
     """Print what a bundle is and what differs from the one approved last; its bytes."""
     from client.gate.bundles import Bundles, changes, files, name, sha256
+    from client.gate.words import visible
 
     assert isinstance(bundles, Bundles)
     data = path.read_bytes()
@@ -187,15 +194,10 @@ def _look_at(path: Path, bundles: object, *, diff: bool) -> bytes:
     for change in found:
         print(f"  {change.kind:<8} +{change.came} -{change.went}  {change.path}")
         if diff:
-            print(_visible(change.diff))
+            print(visible(change.diff, keep="\n\t"))
     if not found:
         print("  no file differs")
     return data
-
-
-def _visible(text: str) -> str:
-    """With every character that a terminal or an eye could be deceived by written out: escapes, directions of writing."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager

@@ -22,6 +22,11 @@ def whole(value: Any) -> bool:
     return type(value) is int and abs(value) < 2**63
 
 
+def count(value: Any) -> bool:
+    """How many of something that a hospital has."""
+    return whole(value) and 0 <= value < 10_000_000
+
+
 def number(value: Any) -> bool:
     """A finite number."""
     return type(value) in (int, float) and math.isfinite(value)
@@ -44,7 +49,7 @@ def counts(*depths: int) -> Check:
 
 
 def table(*checks: Check, keys: re.Pattern[str] = NAME) -> Check:
-    """An object with names of any choice, each value passing one of the checks."""
+    """An object with names that are held against what may be named elsewhere, each value passing one of the checks."""
     return lambda value: (
         isinstance(value, dict)
         and len(value) <= _ENTRIES

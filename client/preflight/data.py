@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import math
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.progress import track
 
 from client.cache import workers_for
-from client.check import check_site, counted
-from client.grids import HEADER_BYTES, VolumeError, read_grid
+from client.check import counted
+from client.gate.names import Names
+from client.grids import VolumeError, read_grid
 from client.manifest import SPLITS, ManifestError, Study
 from client.preflight.rows import Row, Subject, shown
 from client.problems import Problem
+from client.volumes import load
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_BLOCK = 1 << 20  # bytes
 UNREADABLE = Row("skipped", "the manifest cannot be understood")
 
 
 def manifest(subject: Subject) -> Row:
     """The manifest and its volumes, as `medmap-client check MANIFEST.csv` finds them."""
-    path = subject.site.manifest
-    command = f"medmap-client check {path}"
+    command = f"medmap-client check {subject.site.manifest}"
     try:
-        found = check_site(
-            path, subject.vocabulary, subject.config.data.volumes, headers_only=subject.headers_only, progress=subject.progress
-        )  # fmt: skip
+        found = subject.checked
     except ManifestError as error:
         remedy = "Mend the file: a row per volume, with the columns patient_id, study_id, modality, image"
         return Row("failed", "No row can be understood", remedy, shown(error.problems, command))
@@ -81,22 +77,27 @@ def leaking_rows(problems: Sequence[Problem]) -> list[Problem]:
     return [p for p in problems if p.column == "split" and "leakage" in p.problem]
 
 
-def _trained(studies: tuple[Study, ...]) -> dict[tuple[str, str], str]:
+def _trained(studies: Sequence[Study]) -> dict[tuple[str, str], str]:
     """(patient, organ) -> organ, of the training patients."""
     return {(s.patient_id, s.organ): s.organ for s in studies if s.split == "train"}
 
 
 def cohort(subject: Subject) -> Row:
-    """No number on the site's card is smaller than site.yaml lets the site tell (client.gate.egress)."""
+    """No number on the site's card has fewer patients behind it than site.yaml demands (client.gate.said, client.policy), bad
+    volumes left out as training does."""
     least = subject.site.egress.minimum_cohort
     if subject.site.privacy.cohort == "hidden":
         return Row("ok", "Told with noise alone (privacy.cohort: hidden)")
     try:
-        studies = subject.scanned[0].studies
+        studies = subject.checked.usable
     except ManifestError:
         return UNREADABLE
+    names = Names.of(subject.site).vocabulary
+    if odd := sorted({m for s in studies for m in s.images} - set(names.modalities)):
+        remedy = "Name the federation's vocabulary in site.yaml, as egress.vocabulary: no other name leaves this site"
+        return Row("failed", f"{', '.join(odd)}: in the run's vocabulary, and not in that of site.yaml", remedy)
     told = Counter({s.patient_id: s.split for s in studies}.values()) + Counter(_trained(studies).values())
-    told += Counter(modality for s in studies if s.split == "train" for modality in s.images)
+    told += Counter(m for m, _ in {(m, s.patient_id) for s in studies if s.split == "train" for m in s.images})
     small = [f"{name} {n}" for name, n in told.items() if n < least]
     if small:
         found = f"Too few to be told: {', '.join(small)}, where {least} is the least"
@@ -155,36 +156,17 @@ def told_same(group: list[tuple[Study, str]]) -> str:
 
 
 def voxel_hash(path: Path) -> str | None:
-    """SHA-256 of a volume's voxels as they are stored, read in blocks; None for a file that is none (`manifest` names it).
+    """SHA-256 of a volume's values in RAS order; None for a file that is none (`manifest` names it).
 
-    Header and packing do not count, so that a copy with another description is found. The same image with other scaling or
-    resampled is not.
+    Header, packing, number format and the order of the axes do not count, so that another export of an image is found. The
+    same image resampled, cropped or normalised is not.
     """
     try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            header = read_grid(raw.read(HEADER_BYTES)).header
-            assert header is not None
-            raw.seek(0)
-            with cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw as voxels:
-                return _hash(
-                    voxels,
-                    header.get_data_offset(),
-                    math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize,
-                )
-    except (OSError, EOFError, VolumeError, zlib.error):
+        raw = path.read_bytes()
+        _, data = load(raw, read_grid(raw))
+    except (OSError, VolumeError):
         return None
-
-
-def _hash(stream: BinaryIO, start: int, length: int) -> str | None:
-    """Of `length` bytes from `start` on; None when there are fewer."""
-    stream.seek(int(start))
-    digest, left = hashlib.sha256(), length
-    while left and (block := stream.read(min(left, _BLOCK))):
-        digest.update(block)
-        left -= len(block)
-    return None if left else digest.hexdigest()
+    return hashlib.sha256(repr(data.shape).encode() + (data + np.float32(0)).tobytes()).hexdigest()  # + 0: no -0
 
 
 def modalities(subject: Subject) -> Row:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.check import SiteCheck, check_site
 from client.manifest import Manifest, ManifestError, scan_manifest
 from client.policy import SiteFile
 from client.problems import Problem
@@ -61,6 +62,14 @@ class Subject:
     def scanned(self) -> tuple[Manifest, list[Problem]]:
         """The manifest's sound part and the problems of its rows; no file that it names is opened. Raises ManifestError."""
         return scan_manifest(self.site.manifest, self.vocabulary, check_files=False)
+
+    @functools.cached_property
+    def checked(self) -> SiteCheck:
+        """The manifest and its volumes, every one opened. Raises ManifestError."""
+        return check_site(
+            self.site.manifest, self.vocabulary, self.config.data.volumes, headers_only=self.headers_only,
+            progress=self.progress,
+        )  # fmt: skip
 
     @functools.cached_property
     def volumes(self) -> int:

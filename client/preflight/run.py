@@ -46,11 +46,11 @@ CHECKS = (
     Check("bundle", bundle),
     Check("budget", budget),
     Check("splits", splits, tells_cohort=True),
-    Check("cohort", cohort, tells_cohort=True),
     Check("modalities", modalities, tells_cohort=True),
     Check("GPU", gpu),
     Check("memory", memory, tells_cohort=True),
     Check("manifest", manifest, tells_cohort=True),
+    Check("cohort", cohort, tells_cohort=True),
     Check("duplicates", duplicates, tells_cohort=True),
     Check("dry-run", dry_run, tells_cohort=True),
 )

@@ -37,6 +37,9 @@ def landmarks(
     from configs import load
     from configs.setting import ConfigError
 
+    if output is not None and output.suffix.lower() not in (".yaml", ".yml"):
+        print(f"medmap-client: {output}: end it with .yaml, so that no data are overwritten", file=sys.stderr)
+        raise typer.Exit(2)
     try:
         found = learn(manifest, load(settings or []))
     except ConfigError as error:

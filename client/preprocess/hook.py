@@ -16,6 +16,10 @@ _TIMEOUT_S = 1800
 _REMEDY = "The volume is left out; run the command by hand to see why"
 
 
+class ToolFailed(VolumeError):
+    """The hospital's tool did not do its work: perhaps for want of memory, or since somebody ended it. Next time it may."""
+
+
 def takes_files(command: str) -> bool:
     """Whether a command can be split into words, as a shell would, and says where its input and its output go."""
     try:
@@ -29,7 +33,7 @@ def run_hook(image: nib.Nifti1Image, command: str, *, doing: str, remedy: str = 
     """What the command made of the volume: on the same grid, and not the same voxels.
 
     command: with {input} and {output}; no shell reads it. doing: the work, such as `defacing`, for the message. Raises
-    VolumeError.
+    VolumeError: ToolFailed, or where what it made cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="medmap-hook-") as scratch:
         source, target = Path(scratch, "in.nii.gz"), Path(scratch, "out.nii.gz")
@@ -38,15 +42,15 @@ def run_hook(image: nib.Nifti1Image, command: str, *, doing: str, remedy: str = 
         try:
             done = subprocess.run(words, capture_output=True, timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            raise VolumeError(f"{doing} took more than {_TIMEOUT_S} s", remedy) from None
+            raise ToolFailed(f"{doing} took more than {_TIMEOUT_S} s", remedy) from None
         except OSError as error:
-            raise VolumeError(f"{words[0]} cannot be run ({error.strerror})", remedy) from None
+            raise ToolFailed(f"{words[0]} cannot be run ({error.strerror})", remedy) from None
         if done.returncode != 0:
-            raise VolumeError(f"{doing} failed ({words[0]} ended with {done.returncode})", remedy)
+            raise ToolFailed(f"{doing} failed ({words[0]} ended with {done.returncode})", remedy)
         try:
             made = nib.Nifti1Image.from_bytes(inflate(target.read_bytes()))
         except Exception:  # whatever a strange file leads nibabel into
-            raise VolumeError(f"{doing} left no NIfTI file ({words[0]})", remedy) from None
+            raise ToolFailed(f"{doing} left no NIfTI file ({words[0]})", remedy) from None
     if made.shape != image.shape or not np.allclose(made.affine, image.affine, atol=1e-3):
         raise VolumeError(f"{doing} changed its grid", remedy)
     if np.array_equal(made.dataobj, image.dataobj):

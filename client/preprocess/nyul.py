@@ -7,6 +7,7 @@ are mapped by straight lines between its volume's landmarks and the scale's. Nyu
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from client.problems import DataError
 from client.volumes import CLIP_Z
 from configs.schema import Config, VolumesConfig
 from configs.setting import ConfigError
+from medmap_model.accounting import planned_releases
 from medmap_model.landmarks import PERCENTILES, positions, scale
 
 Landmarks = tuple[float, ...]
@@ -61,14 +63,21 @@ def scales(
     return found
 
 
+def learnt(volumes: VolumesConfig) -> bool:
+    """Whether each site learns its own scales: every record then depends on all training patients, and no noise is enough."""
+    return volumes.standardise == "nyul" and not volumes.landmarks
+
+
 def check(config: Config) -> None:
-    """Raise ConfigError for landmarks that are none, or that privacy forbids to learn."""
+    """Raise ConfigError for landmarks that are none, or that privacy forbids to learn: of updates, or of a release with noise."""
     volumes = config.data.volumes
     check_landmarks(volumes.landmarks, "data.volumes.landmarks")
-    if config.privacy.kind == "patient_dp" and volumes.standardise == "nyul" and not volumes.landmarks:
+    private = config.privacy.kind == "patient_dp"
+    if learnt(volumes) and (private or planned_releases(config.privacy)):
         raise ConfigError(
-            "privacy=patient_dp with data.volumes.standardise=nyul: landmarks that a site learns are statistics of its patients "
-            "in every record, which breaks the guarantee; give public ones with data.volumes.landmarks, or take zscore"
+            f"{'privacy=patient_dp' if private else 'a release with noise'} and data.volumes.standardise=nyul: landmarks that a "
+            "site learns are statistics of its patients in every record, which breaks the guarantee; give public ones with "
+            "data.volumes.landmarks, or take zscore"
         )
 
 
@@ -76,7 +85,8 @@ def check_landmarks(landmarks: Mapping[str, Sequence[float]], where: str) -> Non
     """Raise ConfigError unless each modality has 11 increasing numbers."""
     for modality, row in landmarks.items():
         try:
-            good = len(row) == len(PERCENTILES) and all(b > a for a, b in itertools.pairwise(row))
+            good = len(row) == len(PERCENTILES) and all(map(math.isfinite, row))
+            good = good and all(b > a for a, b in itertools.pairwise(row))
         except TypeError:
             good = False
         if not good:

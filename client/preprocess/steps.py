@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +19,7 @@ from configs.schema import VolumesConfig
 
 HOOK = "MEDMAP_SKULL_STRIP"  # the environment's, never the run's: a coordinator must not name a program of a hospital
 _HEADS = ("brain",)  # organs that have a skull
+_ALONE = threading.Lock()  # of the hospital's tool one at a time: it may want a whole GPU, or all memory
 
 Array = NDArray[np.float32]
 
@@ -60,7 +62,8 @@ class Steps:
     def __call__(self, grid: Grid, data: Array) -> tuple[Grid, Array]:
         """Grid and voxels (X, Y, Z) in RAS order, as they are after all steps. Raises VolumeError."""
         if self.strip:
-            done = run_hook(nib.Nifti1Image(data, grid.affine), _command(), doing="skull stripping")
+            with _ALONE:
+                done = run_hook(nib.Nifti1Image(data, grid.affine), _command(), doing="skull stripping")
             data = np.asarray(done.dataobj, np.float32)
         if self.config.bias_correction == "n4":
             data = bias_corrected(grid, data)

@@ -21,7 +21,8 @@ from client.privacy.synthetic import synthetic_batch
 from client.records import SiteRecords
 from client.training import Trainer, learning_rate, seed_of
 from configs.federated import PrivacyConfig
-from configs.schema import Config, OptimConfig
+from configs.schema import Config
+from configs.stages import OptimConfig
 from medmap_model.accounting import Cost
 from medmap_model.contract import Task
 from medmap_model.groups import group_of

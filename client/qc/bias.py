@@ -8,7 +8,7 @@ from client.qc.regions import NotMeasured, Regions
 
 _SEEN = 20_000  # voxels that the field is fitted to
 _CLASSES = 3
-_ROUNDS = 4
+_ROUNDS = 60  # at most: a strong field takes that many before its classes stay as they are
 
 
 def bias(regions: Regions) -> float:
@@ -29,9 +29,13 @@ def bias(regions: Regions) -> float:
     x, y, z = (where / (np.array(regions.thin.shape) - 1) * 2 - 1).T
     space = np.stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], 1)
     field, centres = np.zeros_like(logs), np.quantile(logs, (np.arange(_CLASSES) + 0.5) / _CLASSES)
+    classes = np.full(len(logs), -1)
     for _ in range(_ROUNDS):
-        classes = np.abs((logs - field)[:, None] - centres).argmin(1)
-        found, *_ = np.linalg.lstsq(np.hstack([space, np.eye(_CLASSES)[classes]]), logs, rcond=None)
+        before, classes = classes, np.abs((logs - field)[:, None] - centres).argmin(1)
+        if np.array_equal(before, classes):
+            break
+        terms = np.hstack([space, np.eye(_CLASSES)[classes]])
+        found, *_ = np.linalg.lstsq(terms.T @ terms, terms.T @ logs, rcond=None)
         field, centres = space @ found[: space.shape[1]], found[space.shape[1] :]
     low, high = np.percentile(field, (5, 95))
     return float(np.exp(high - low) - 1)

@@ -18,7 +18,7 @@ def qc(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", dir_okay=False, help="Write an HTML page with pictures to this file."),
+        typer.Option("--output", "-o", dir_okay=False, help="Write a page with pictures to this .html file."),
     ] = None,
     as_json: Annotated[
         bool,
@@ -57,6 +57,10 @@ def qc(
     from configs import load_vocabulary
     from configs.setting import ConfigError
 
+    if output is not None and output.suffix.lower() not in (".html", ".htm"):
+        _fail(f"{output} is no name of a page: end it with .html, so that no data are overwritten")
+    if output is not None and not output.parent.is_dir():  # before anything is measured
+        _fail(f"{output} cannot be written (there is no folder {output.parent}): choose another file")
     try:
         said, words = read_limits(limits or DEFAULTS), load_vocabulary(vocabulary)
     except ConfigError as error:

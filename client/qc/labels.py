@@ -1,7 +1,7 @@
 """Volumes' features and modalities in, likely wrong labels out: a site's own volumes judge one another.
 
-Linear discriminants with a shrunk covariance, each patient judged by the others alone. A name is doubted only where the
-classifier is good and the two modalities are hardly ever taken for one another: phases that look alike are never doubted.
+Linear discriminants with a shrunk covariance, each patient judged by the others alone. A name is doubted only where its
+modality and the other one are hardly ever taken for one another: phases that look alike are never doubted.
 """
 
 from __future__ import annotations
@@ -57,18 +57,19 @@ def doubts(features: Features, modalities: Sequence[str], patients: Sequence[str
     if set(truth[judged]) != set(truth):
         return []
     best = distances.argmin(1)
-    taken = np.array(
-        [[(best[judged & (truth == a)] == b).mean() for b in range(len(known))] for a in range(len(known))]
-    )
+    # (named, other): how often a volume is nearer to the other, whatever third one is nearest
+    closer = distances < np.take_along_axis(distances, truth[:, None], 1)
+    nearer = np.stack([closer[judged & (truth == k)].mean(0) for k in range(len(known))])
+    right = [(best[judged & (truth == k)] == k).mean() for k in range(len(known))]
     own = [np.percentile(distances[judged & (truth == k), k], _TYPICAL) for k in range(len(known))]
     found = []
     for i in np.flatnonzero(judged & (best != truth)):
         a, b = truth[i], best[i]
         weights = np.exp(-0.5 * (distances[i] - distances[i].min()))
         wrong = 1 - float(weights[a] / weights.sum())
-        told_apart = max(taken[a, b], taken[b, a]) <= limits.confused and taken[a, a] >= limits.accuracy
+        told_apart = max(nearer[a, b], nearer[b, a]) <= limits.confused
         if told_apart and wrong >= limits.probability and distances[i, b] <= own[b]:
-            found.append(Doubt(int(use[i]), known[b], wrong, bool(min(taken[a, a], taken[b, b]) >= limits.sure)))
+            found.append(Doubt(int(use[i]), known[b], wrong, bool(min(right[a], right[b]) >= limits.sure)))
     return found
 
 

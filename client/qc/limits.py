@@ -37,13 +37,15 @@ class Labels:
     """When a modality's name is doubted."""
 
     least: int = setting(10, "patients that a modality needs", minimum=5)
-    accuracy: float = setting(
-        0.8, "share of a modality's volumes that must be told right: else it is never doubted", minimum=0.5, maximum=1
+    sure: float = setting(
+        0.9,
+        "share of volumes told right from which on, for both modalities, a doubt is a failure",
+        minimum=0.5,
+        maximum=1,
     )
-    sure: float = setting(0.9, "share from which on, for both modalities, a doubt is a failure", minimum=0.5, maximum=1)
     confused: float = setting(
         0.1,
-        "two modalities of which more than this share is taken for the other are never doubted",
+        "two modalities of which more than this share looks rather like the other are never doubted",
         minimum=0,
         maximum=0.5,
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from client.qc.bias import bias
 from client.qc.contrast import cnr, noise
@@ -42,9 +45,15 @@ MEASURES = (
 def measure(regions: Regions) -> tuple[dict[str, float], dict[str, str]]:
     """(name -> value, name -> why there is none)."""
     values, reasons = {}, {}
-    for one in MEASURES:
-        try:
-            values[one.name] = float(one.of(regions))
-        except NotMeasured as why:
-            reasons[one.name] = str(why)
+    with np.errstate(all="ignore"):  # what overflows is no number, and said to be none
+        for one in MEASURES:
+            try:
+                value = float(one.of(regions))
+            except NotMeasured as why:
+                reasons[one.name] = str(why)
+                continue
+            if math.isfinite(value):
+                values[one.name] = value
+            else:
+                reasons[one.name] = "its values are too large to be reckoned with"
     return values, reasons

@@ -57,7 +57,7 @@ class Regions:
     @cached_property
     def core(self) -> Mask:
         """As `body`, of what is at least half as bright as the mean tissue: no ghost but a strong one belongs to it."""
-        return _largest(self.thin > (self.intensity.low + float(self.thin[self.tissue].mean())) / 2)
+        return _largest(self.thin > (self.intensity.low + float(self.thin[self.tissue].mean(dtype=np.float64))) / 2)
 
     @cached_property
     def air(self) -> Mask:

@@ -1,17 +1,17 @@
 """BIDS: sub-X[/ses-Y]/anat/sub-X[_ses-Y][_key-value]_SUFFIX.nii.gz, sidecar JSON, participants.tsv, masks in derivatives/.
 
 T1w, T2w and FLAIR are the vocabulary's T1, T2 and FLAIR; a T1w after contrast (entity ce-, or ContrastBolusIngredient in
-a sidecar) is T1ce. Any other suffix stands for itself.
+a sidecar) is T1ce. Any other suffix stands for itself. Phase, real and imaginary parts are not read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.sources.files import read_json, read_records, stem, volumes, walk
+from client.sources.files import SUFFIXES, read_json, read_records, stem, walk
 from client.sources.found import Found, Row, SourceError
 
 _SUFFIXES = {"T1w": "T1", "T2w": "T2", "FLAIR": "FLAIR"}
@@ -58,13 +58,18 @@ def scan(root: Path, *, organ: str = "brain", columns: Columns | None = None) ->
     """Every NIfTI below sub-*/. Raises SourceError: no such folder, no subjects, or a column that is not there."""
     found, columns = Found(), columns or Columns()
     people = _participants(root, columns, found)
-    sidecars, masks, strange = _sidecars(root, found), _masks(root, found), list[str]()
-    for relative, path in volumes(root, found):
+    files = list(walk(root, found))
+    images = [(relative, path) for relative, path in files if relative.lower().endswith(SUFFIXES)]
+    sidecars, masks, strange, complex_ = _sidecars(files, found), _masks(images, found), list[str](), 0
+    for relative, path in images:
         if not relative.startswith("sub-"):
             continue
         name = _Name.of(stem(relative))
         if "sub" not in name.entities or f"sub-{name.entities['sub']}" != relative.partition("/")[0]:
             strange.append(relative)
+            continue
+        if name.entities.get("part", "mag") != "mag":
+            complex_ += 1
             continue
         told = _inherited(sidecars, relative, name)
         patient = f"sub-{name.entities['sub']}"
@@ -83,14 +88,17 @@ def scan(root: Path, *, organ: str = "brain", columns: Columns | None = None) ->
                 site=_site(person, told, columns),
             )
         )
-    if not found.rows:
+    if not found.rows and not found.problems:
         raise SourceError(f"{root} holds no NIfTI file below a folder sub-*: give a BIDS data set's own folder")
     if strange:
         found.say(
             f"{len(strange)} files are not named after their folder sub-*, such as {strange[0]}", "They are left out"
         )
     if people and (absent := sorted({row.patient_id for row in found.rows} - people.keys())):
-        found.say(f"{', '.join(absent)} are not in participants.tsv", "They go without label and site", "patient_id")
+        problem = f"{len(absent)} subjects are not in participants.tsv, such as {absent[0]}"
+        found.say(problem, "They go without label and site; participant_id is written as sub-01", "patient_id")
+    if complex_:
+        found.notes.append(f"Phase, real and imaginary parts (part-) left out: {complex_}; magnitudes are used.")
     if not columns.label:
         found.notes.append(
             "No label: --label-column names participants.tsv's column, --label VALUE=CLASS what it means."
@@ -105,7 +113,14 @@ def _participants(root: Path, columns: Columns, found: Found) -> dict[str, dict[
         if column and not (records and column in records[0]):
             there = ", ".join(records[0]) if records else "none"
             raise SourceError(f"{path} has no column {column}: there are {there}")
-    return {record.get("participant_id", ""): record for record in records}
+    people: dict[str, dict[str, str]] = {}
+    for record in records:
+        name = record.get("participant_id", "")
+        if people.setdefault(name, record) != record:
+            remedy = "Keep one row; until then it goes without label, site and report"
+            found.say(f"{path} has {name} twice, with other values", remedy, "patient_id")
+            people[name] = {"participant_id": name}
+    return people
 
 
 def _abnormality(person: Mapping[str, str], columns: Columns) -> str:
@@ -125,10 +140,10 @@ def _modality(name: _Name, told: Mapping[str, Any]) -> str:
     return _SUFFIXES.get(name.suffix, name.suffix)
 
 
-def _sidecars(root: Path, found: Found) -> _Sidecars:
+def _sidecars(files: Sequence[tuple[str, Path]], found: Found) -> _Sidecars:
     """Folder -> (name, content) of its sidecars, the general ones first."""
     sidecars: _Sidecars = {}
-    for relative, path in walk(root, found):
+    for relative, path in files:
         folder, _, name = relative.rpartition("/")
         if name.endswith(".json") and (not folder or folder.startswith("sub-")):
             content = read_json(path, found)
@@ -150,12 +165,12 @@ def _inherited(sidecars: _Sidecars, relative: str, name: _Name) -> dict[str, Any
     return told
 
 
-def _masks(root: Path, found: Found) -> dict[str, Path]:
+def _masks(images: Sequence[tuple[str, Path]], found: Found) -> dict[str, Path]:
     """Study -> lesion mask of derivatives/."""
     masks: dict[str, Path] = {}
-    if not (root / "derivatives").is_dir():
-        return masks
-    for relative, path in volumes(root / "derivatives", found):
+    for relative, path in images:
+        if not relative.startswith("derivatives/"):
+            continue
         name = _Name.of(stem(relative))
         marks = [value.casefold() for value in name.entities.values()]
         if name.suffix not in ("mask", "dseg", "roi") or not any(word in mark for mark in marks for word in _LESION):

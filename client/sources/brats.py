@@ -13,8 +13,9 @@ from client.sources.found import Found, Row
 
 MODALITIES = {"t1": "T1", "t1n": "T1", "t1ce": "T1ce", "t1c": "T1ce", "t1gd": "T1ce", "t2": "T2", "t2w": "T2",
               "flair": "FLAIR", "t2f": "FLAIR"}  # fmt: skip
-_NAME = re.compile(rf"(.+?)[_-]({'|'.join(sorted((*MODALITIES, 'seg'), key=len, reverse=True))})", re.IGNORECASE)
-_VISIT = re.compile(r"(BraTS-[A-Za-z-]+-\d+)-\d{3}", re.IGNORECASE)  # since 2023 a patient may have several
+MASKS = ("seg", "gtv")  # gtv: of BraTS-MEN-RT, the volume to be irradiated
+_NAME = re.compile(rf"(.+?)[_-]({'|'.join(sorted((*MODALITIES, *MASKS), key=len, reverse=True))})", re.IGNORECASE)
+_VISIT = re.compile(r"(BraTS-[A-Za-z-]+-\d+)-\d{1,3}", re.IGNORECASE)  # since 2023 a patient may have several
 _MAPPING = re.compile(r"(.*_)?name_mapping.*\.csv")
 _TEXT = re.compile(r"(.+)_flair_text\.txt")  # TextBraTS
 _GRADES = ("HGG", "LGG")
@@ -57,6 +58,8 @@ def scan(root: Path, *, partition: Path | None = None) -> Found:
             found.say(f"Study {case} has no {', '.join(absent)}", "It goes without", "modality")
     for case in sorted(masks.keys() - cases.keys()):
         found.say(f"{masks[case]} is a mask of a case without images", "It is left out", "mask")
+    if lost := sorted(reports.keys() - cases.keys()):
+        found.say(f"{len(lost)} texts are of cases without images, such as {lost[0]}", "They are left out", "report")
     _notes(found, cases, masks)
     return found
 
@@ -75,8 +78,8 @@ def _file(path: Path, cases: dict[str, dict[str, Path]], masks: dict[str, Path],
         )
         return
     case, kind = match[1], match[2].lower()
-    images = masks if kind == "seg" else cases.setdefault(case, {})
-    slot = case if kind == "seg" else MODALITIES[kind]
+    images = masks if kind in MASKS else cases.setdefault(case, {})
+    slot = case if kind in MASKS else MODALITIES[kind]
     if (first := images.setdefault(slot, path)) != path:
         found.say(f"{path} is what {first} is already", "The first is used; remove one", "image")
 
@@ -94,8 +97,14 @@ def _sites(partition: Path, cases: dict[str, dict[str, Path]], found: Found) -> 
     if records and not {"partition_id", "subject_id"} <= records[0].keys():
         found.say(f"{partition} has no columns Partition_ID and Subject_ID", "Give a FeTS partition")
         return {}
-    sites = {r["subject_id"]: f"site-{r['partition_id']}" for r in records if r.get("partition_id", "-1") != "-1"}
-    if without := [case for case in cases if case not in sites]:
+    told: dict[str, set[str]] = {}
+    for record in records:
+        if record["partition_id"] not in ("", "-1"):
+            told.setdefault(record["subject_id"], set()).add(f"site-{record['partition_id']}")
+    sites = {case: min(names) for case, names in told.items() if len(names) == 1}
+    for case in sorted(told.keys() & cases.keys() - sites.keys()):
+        found.say(f"{partition} has {case} in {' and '.join(sorted(told[case]))}", "Keep one row for each case", "site")
+    if without := [case for case in cases if case not in told]:
         found.say(
             f"{len(without)} cases have no site in {partition}, such as {without[0]}", "Their site stays empty", "site"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,30 +12,32 @@ import typer
 from client.sources.finish import finish
 from client.sources.found import Found, SourceError
 
-
-class Reports(StrEnum):
-    """What `--reports` makes where no report is."""
-
-    measured = "measured"
-    caption = "caption"
-
-
 Root = Annotated[Path, typer.Argument(metavar="PATH", help="The data set's folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The manifest. Without it nothing is written.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a manifest that is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a manifest (masks, a review) that is there.")]
 Words = Annotated[str, typer.Option("--vocabulary", help="A vocabulary that comes with MedMAP-FL, or a YAML file.")]
 Texts = Annotated[
-    list[Reports] | None,
+    list[str] | None,
     typer.Option(
-        "--reports", help="Where no report is: measure one in the mask, or make one from the label. Repeatable."
+        "--reports",
+        metavar="KIND",
+        help="Where no report is: measured (in the mask), caption (of the label), generated:MODEL (a language model puts "
+        "what was measured into words; docs/data.md). Repeatable: the first that can be made.",
     ),
 ]
 _Fold = Annotated[
     int | None, typer.Option(min=1, max=5, help="Train and val of this fold of LLD-MMRI's; else official.")
 ]
 _Masks = Annotated[
-    Path | None, typer.Option("--write-masks", help="A folder: LLD-MMRI's lesion boxes are written there as masks.")
+    Path | None,
+    typer.Option("--write-masks", help="A folder: LLD-MMRI's lesion boxes are written there as masks. Takes -o."),
 ]
+
+
+def _check_masks(masks: Path | None, output: Path | None) -> None:
+    if masks is not None and output is None:
+        print("medmap-client: --write-masks takes -o manifest.csv: without it nothing is written", file=sys.stderr)
+        raise typer.Exit(2)
 
 
 def lld_mmri(
@@ -55,8 +56,9 @@ def lld_mmri(
     """
     from client.sources.lld_mmri import scan
 
+    _check_masks(masks, output)
     finish(
-        lambda: scan(root, fold=fold, rois=rois, masks=masks),
+        lambda: scan(root, fold=fold, rois=rois, masks=masks, force=force),
         root,
         output=output,
         force=force,
@@ -191,8 +193,9 @@ def medmom(
     """
     from client.sources.medmom import scan
 
+    _check_masks(masks, output)
     finish(
-        lambda: scan(lld, brain, healthy=healthy, fold=fold, masks=masks),
+        lambda: scan(lld, brain, healthy=healthy, fold=fold, masks=masks, force=force),
         lld,
         output=output,
         force=force,
@@ -243,10 +246,10 @@ def dicom(
         from configs import load_vocabulary
 
         secret = key or Path(typer.get_app_dir("medmap-client"), "pseudonyms.key")
-        request = Request(root, secret, output, organ, rules, review, review_to, report_table, deface, copies)
+        request = Request(root, secret, output, organ, rules, review, review_to, report_table, deface, copies, force)
         return ingest(request, load_vocabulary(vocabulary), Console(soft_wrap=False))
 
-    finish(scan, root, output=output, force=force, vocabulary=vocabulary, reports=reports)
+    finish(scan, root, output=output, force=force, vocabulary=vocabulary, reports=reports, private=True)
 
 
 ALL: dict[str, Callable[..., None]] = {

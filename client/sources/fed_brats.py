@@ -12,6 +12,7 @@ from client.sources.files import read_records
 from client.sources.found import Found, Row, SourceError
 
 _COLUMNS = ("t1n", "t1c", "t2w", "t2f")
+_READ = ("brats_subject_id", "site", *_COLUMNS, "mask")
 
 
 def scan(root: Path) -> Found:
@@ -66,14 +67,29 @@ def _records(path: Path, found: Found) -> list[dict[str, str]]:
     if path.suffix == ".csv":
         return read_records(path, found)
     try:
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet, types
     except ImportError:
         raise SourceError(
-            f"{path} needs pyarrow to be read: pip install pyarrow, or write it as {path.with_suffix('.csv').name} beside it"
+            f"{path} needs pyarrow to be read: pip install 'medmap-fl[ingest]', or write it as "
+            f"{path.with_suffix('.csv').name} beside it"
         ) from None
     try:
-        rows = parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own are both
+        with parquet.ParquetFile(path) as file:
+            columns = {name: name.lower().replace(" ", "_") for name in file.schema_arrow.names}
+            table = file.read([name for name, plain in columns.items() if plain in _READ])
+        for field in table.schema:
+            if types.is_nested(field.type) or types.is_binary(field.type) or types.is_large_binary(field.type):
+                remedy = "Take a snapshot of the repository, whose tables name the files beside them"
+                found.say(f"{path}: {field.name} holds {field.type} instead of paths", remedy)
+                return []
+        return [{columns[name]: _text(value) for name, value in row.items()} for row in table.to_pylist()]
+    except (OSError, ValueError, ArrowException) as error:
         found.say(f"{path} is no Parquet file that can be read ({type(error).__name__})", "Download it again")
         return []
-    return [{str(k).lower().replace(" ", "_"): "" if v is None else str(v) for k, v in row.items()} for row in rows]
+
+
+def _text(value: object) -> str:
+    """A cell as a CSV has it; a whole number that became 3.0 in a column with gaps is 3 again."""
+    if value is None or value != value:  # pandas' gaps are NaN
+        return ""
+    return f"{value:.15g}" if isinstance(value, float) else str(value).strip()

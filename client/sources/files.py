@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from client.problems import Problem
 from client.sources.found import Found, SourceError
-from client.table import decode, read_table
+from client.table import decode
+from client.table import read_records as records_of
 
 SUFFIXES = (".nii.gz", ".nii")
 _T = TypeVar("_T")
@@ -20,10 +21,11 @@ def walk(root: Path, found: Found) -> Iterator[tuple[str, Path]]:
     """(path relative to root with forward slashes, path) of every visible file, sorted.
 
     Links to files are followed, links to folders are not. A name that is not UTF-8 cannot stand in a manifest: it is a
-    problem, and left out. Raises SourceError where there is no such folder.
+    problem, and left out; so are links that lead nowhere. Raises SourceError where there is no such folder.
     """
     if not root.is_dir():
         raise SourceError(f"{root} is not a folder: give the data set's")
+    dangling: list[Path] = []
 
     def unreadable(error: OSError) -> None:
         found.say(
@@ -45,7 +47,16 @@ def walk(root: Path, found: Found) -> Iterator[tuple[str, Path]]:
                     f"{shown}: the name is not UTF-8", "Rename it: convmv -f latin1 -t utf8 -r --notest .", "image"
                 )
                 continue
+            if path.is_symlink() and not path.exists():
+                dangling.append(path)
+                continue
             yield relative, path
+    if dangling:
+        found.say(
+            f"{len(dangling)} files are links that lead nowhere, such as {dangling[0]}",
+            "Fetch what they stand for (of a DataLad data set: datalad get .); they are left out",
+            "image",
+        )
 
 
 def volumes(root: Path, found: Found) -> Iterator[tuple[str, Path]]:
@@ -83,8 +94,7 @@ def read_records(path: Path, found: Found) -> list[dict[str, str]]:
     """A table (CSV, TSV) as dicts; names of columns in lower case with _ for blanks, cells stripped."""
 
     def parse(raw: bytes, problems: list[Problem]) -> list[dict[str, str]]:
-        header, rows = read_table(raw, problems)
-        return [dict(zip(header, map(str.strip, cells), strict=False)) for _, cells in rows]
+        return [record for _, record in records_of(raw, problems)[1]]
 
     return _read(path, found, parse, [])
 

@@ -15,7 +15,7 @@ table:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -70,37 +70,67 @@ def scan(root: Path, layout_file: Path) -> Found:
     layout, found = read_document(layout_file, Layout), Found()
     pattern = _pattern(layout, layout_file)
     table = _table(layout.table, layout_file, found) if layout.table else {}
-    masks, rows, strange, unknown = dict[tuple[str, str], Path](), list[Row](), list[str](), dict[str, None]()
-    for relative, path in volumes(root, found):
-        match = pattern.fullmatch(relative)
-        if match is None:
-            strange.append(relative)
-            continue
-        parts = {name: value for name, value in match.groupdict().items() if value}
-        study = parts.get("study") or parts["patient"]
+    by = layout.table.by if layout.table else "patient"
+    masks, unknown = dict[tuple[str, str], Path](), dict[str, None]()
+    matched = list(_matched(root, pattern, layout_file, found))
+    if by == "study":
+        _drop_shared(table, matched, found)
+    for path, parts in matched:
+        patient, study = parts["patient"], parts["study"]
         modality = layout.modality.get(parts["modality"], parts["modality"])
         if modality == MASK:
-            if (first := masks.setdefault((parts["patient"], study), path)) != path:
+            if (first := masks.setdefault((patient, study), path)) != path:
                 found.say(f"{path} is a mask of study {study} as {first} is", "The first is used", "mask")
             continue
-        record = table.get(parts["patient"] if layout.table and layout.table.by == "patient" else study)
+        record = table.get(parts[by])
         if layout.table and record is None:
-            unknown[parts["patient"]] = None
-        rows.append(_row(path, parts, study, modality, record or {}, layout))
-    found.rows = [replace(row, mask=masks.get(row.study)) for row in rows]
-    for study in sorted(masks.keys() - {row.study for row in rows}):
-        found.say(f"{masks[study]} is a mask of a study without images", "It is left out", "mask")
+            unknown[parts[by]] = None
+        found.rows.append(_row(path, parts, study, modality, record or {}, layout))
+    found.rows = [replace(row, mask=masks.get(row.study)) for row in found.rows]
+    for mask in sorted(masks.keys() - {row.study for row in found.rows}):
+        found.say(f"{masks[mask]} is a mask of a study without images", "It is left out", "mask")
+    if unknown:
+        many = {"patient": "patients", "study": "studies"}[by]
+        found.say(
+            f"{len(unknown)} {many} are not in the table, such as {next(iter(unknown))}", "They go without a label"
+        )
+    return found
+
+
+def _matched(
+    root: Path, pattern: re.Pattern[str], layout_file: Path, found: Found
+) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Each volume that the pattern describes, and what its path tells; a path without a study is one of its own."""
+    strange: list[str] = []
+    for relative, path in volumes(root, found):
+        match = pattern.fullmatch(relative)
+        parts = {name: value for name, value in match.groupdict().items() if value} if match else {}
+        if {"patient", "modality"} <= parts.keys():
+            yield path, {"study": parts["patient"], **parts}
+        else:
+            strange.append(relative)
     if strange:
         shown = ", ".join(strange[:3])
         found.say(
             f"{len(strange)} NIfTI files do not match `files`, such as {shown}",
             f"Widen it in {layout_file}, if they matter",
         )
-    if unknown:
+
+
+def _drop_shared(
+    table: dict[str, dict[str, str]], matched: Sequence[tuple[Path, dict[str, str]]], found: Found
+) -> None:
+    """Take out of a table by study the studies that several patients have: whose a row is cannot be told."""
+    owners: dict[str, set[str]] = {}
+    for _, parts in matched:
+        owners.setdefault(parts["study"], set()).add(parts["patient"])
+    if shared := sorted(study for study in table if len(owners.get(study, ())) > 1):
         found.say(
-            f"{len(unknown)} patients are not in the table, such as {next(iter(unknown))}", "They go without a label"
+            f"{len(shared)} studies of the table belong to several patients, such as {shared[0]}",
+            "Join by patient, or give `study` a pattern that differs between patients; they go without a label",
         )
-    return found
+        for study in shared:
+            table[study] = {}
 
 
 def _pattern(layout: Layout, path: Path) -> re.Pattern[str]:

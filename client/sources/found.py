@@ -68,8 +68,8 @@ class Found:
 def settle(found: Found, vocabulary: Vocabulary) -> Found:
     """The same, without what no manifest may hold; each thing left out is a problem or a note.
 
-    Left out: modalities that the vocabulary lacks, a modality's second volume, labels that are no class or contradict
-    one another. A patient in several splits goes to the most held-out one; of several sites the first holds.
+    Left out: organs and modalities that the vocabulary lacks, a modality's second volume, labels that are no class or
+    contradict one another. A patient in several splits goes to the most held-out one; of several sites the first holds.
     """
     done = Found([], list(found.problems), list(found.notes))
     rows = _of_vocabulary(found.rows, vocabulary, done)
@@ -81,7 +81,13 @@ def settle(found: Found, vocabulary: Vocabulary) -> Found:
 
 def _of_vocabulary(rows: list[Row], vocabulary: Vocabulary, done: Found) -> list[Row]:
     kept, lacking, strange = [], Counter[str](), Counter[tuple[str, str]]()
+    foreign = Counter(row.organ for row in rows if row.organ and row.organ not in vocabulary.organs)
+    for organ, count in sorted(foreign.items()):
+        remedy = nearest(organ, tuple(vocabulary.organs)) + "; they are left out"
+        done.say(f"'{organ}' ({count} volumes) is not an organ of vocabulary {vocabulary.name}", remedy, "organ")
     for row in rows:
+        if row.organ in foreign:
+            continue
         owners = [o for o in vocabulary.organs.values() if row.modality in o.modalities and row.organ in ("", o.name)]
         if not owners:
             lacking[row.modality] += 1

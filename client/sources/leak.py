@@ -49,15 +49,16 @@ def leak_of(studies: Sequence[tuple[str, str, str]]) -> Leak:
     return Leak(sum(recall) / len(recall), 1 / len(names), len(kept))
 
 
-def told(leak: Leak, organ: str) -> str:
-    """A sentence for the screen."""
+def told(leak: Leak, organ: str, *, informed: int = 0) -> str:
+    """What the screen says. informed: how many of the texts are by a language model that was told the label."""
+    knew = f" A language model was told the label of {informed} of them." if informed else ""
     if leak.balanced_accuracy is None:
-        return f"Whether such reports tell the label ({organ}) cannot be measured: {leak.why}."
+        return f"Whether such reports tell the label ({organ}) cannot be measured: {leak.why}.{knew}"
     score, chance = leak.balanced_accuracy, leak.chance
     verdict = "they TELL the label" if score > chance + (1 - chance) / 3 else "they tell little of the label"
     return (
         f"Such reports, {organ}: {verdict}. A bag-of-words classifier has balanced accuracy {score:.2f} on "
-        f"{leak.studies} studies (chance {chance:.2f}). They are read of training patients alone."
+        f"{leak.studies} studies (chance {chance:.2f}). They are read of training patients alone.{knew}"
     )
 
 

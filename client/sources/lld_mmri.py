@@ -9,8 +9,9 @@ origin. A crop MR<ID>_<k> is a further lesion of patient MR<ID>: a study of its 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,7 @@ _NAMES = ("hepatic_hemangioma", "intrahepatic_cholangiocarcinoma", "hepatic_absc
           "focal_nodular_hyperplasia", "hepatocellular_carcinoma")  # fmt: skip
 _NUMBERS = {"-1": "", **{str(n): name for n, name in enumerate(CLASSES)}}
 _FOLDER = re.compile(r"(MR[^/\\]+?)(?:_(\d+))?")  # some ids look negative: MR-411388
-_BOXED = (
-    "C+V",
-    "C+A",
-    "C+Delay",
-    "C-pre",
-    "T2WI",
-    "DWI",
-    "InPhase",
-    "OutPhase",
-)  # whose box becomes the mask: the first
+_BOXED = ("C+V", "C+A", "C+Delay", "C-pre", "T2WI", "DWI", "InPhase", "OutPhase")  # the first whose box is the mask
 
 
 @dataclass(frozen=True)
@@ -49,13 +41,17 @@ class _Series:
     spacing_mm: Spacing
     labels: tuple[str, ...]
     boxes: tuple[Box, ...]
+    hollow: int = 0  # boxes that hold no voxel
 
 
-def scan(root: Path, *, fold: int | None = None, rois: bool = False, masks: Path | None = None) -> Found:
+def scan(
+    root: Path, *, fold: int | None = None, rois: bool = False, masks: Path | None = None, force: bool = False
+) -> Found:
     """Whole volumes; lesion crops with `rois`, or where there are no others.
 
     fold: train and val of that fold (1 to 5); the official lists otherwise. masks: a folder in which the lesion boxes of
-    whole volumes are written as masks. Raises SourceError where neither layout is there.
+    whole volumes are written as masks; force: in place of what is there. Raises SourceError: neither layout is there, or
+    masks cannot be written.
     """
     found = Found()
     crops = root if root.name == "classification_dataset" else root / "classification_dataset"
@@ -66,7 +62,9 @@ def scan(root: Path, *, fold: int | None = None, rois: bool = False, masks: Path
     series = _annotated(annotation, found) if annotation.is_file() else {}
     lists = _Lists(crops / "labels", fold, found)
     if series and (top / "images").is_dir() and not rois and root != crops:
-        _whole(top / "images", series, lists, masks, found)
+        if masks is not None and masks.resolve().is_relative_to((top / "images").resolve()):
+            raise SourceError(f"{masks} lies among the images, where nothing is written: choose another folder")
+        _whole(top / "images", series, lists, masks, force, found)
     elif (crops / "images").is_dir():
         _crops(crops / "images", series, lists, found)
         if masks:
@@ -93,32 +91,47 @@ def _annotated(path: Path, found: Found) -> dict[str, list[_Series]]:
         if not _FOLDER.fullmatch(patient):
             found.say(f"{path}: '{patient}' is not named as a patient, MR and a number", "It is left out")
             continue
-        for item in items:
+        for item in items if isinstance(items, list) else [None]:
             try:
                 told.setdefault(patient, []).append(_series(patient, item))
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
                 uid = item.get("seriesUID", "?") if isinstance(item, dict) else "?"
                 found.say(f"{path}: series {uid} of {patient} is not described as the others are", "Download it again")
+    hollow = {patient: sum(item.hollow for item in items) for patient, items in told.items()}
+    if some := [patient for patient, count in hollow.items() if count]:
+        problem = f"{path}: {sum(hollow.values())} lesion boxes hold no voxel, such as of {some[0]}"
+        found.say(problem, "They give no mask; correct their corners", "mask")
     return told
 
 
-def _series(patient: str, item: Mapping[str, Any]) -> _Series:
+def _sound(box: Sequence[int]) -> bool:
+    """Whether a box (least x, y, z, most x, y, z) holds a voxel."""
+    return box[0] < box[3] and box[1] < box[4] and box[2] <= box[5]
+
+
+def _series(patient: str, item: Any) -> _Series:
     lesions = item["annotation"]["lesion"].values()
     rows_mm, columns_mm = (float(v) for v in item["pixel_spacing"])  # DICOM's order: down the rows, then across
+    spacing_mm = columns_mm, rows_mm, float(item["slice_thickness"])
+    if not all(0 < edge < math.inf for edge in spacing_mm):
+        raise ValueError("no voxel edges")
     names = [str(lesion["category"]).strip().lower() for lesion in lesions]
     corners = ("x_min", "y_min", "z_min", "x_max", "y_max", "z_max")
     boxes = [[int(lesion["bbox"]["3D_box"][corner]) for corner in corners] for lesion in lesions]
     return _Series(
         modality=PHASES[item["phase"]],
         file=f"{patient}/{item['studyUID']}/{item['seriesUID']}",
-        spacing_mm=(columns_mm, rows_mm, float(item["slice_thickness"])),
+        spacing_mm=spacing_mm,
         labels=tuple(label for n in names if (label := CLASSES[_NAMES.index(n)] if n in _NAMES else _NUMBERS[n])),
         # x and y end before their maximum, slices with it: so does the data set's own cropping
-        boxes=tuple(((b[0], b[1], b[2]), (b[3], b[4], b[5] + 1)) for b in boxes),
+        boxes=tuple(((b[0], b[1], b[2]), (b[3], b[4], b[5] + 1)) for b in boxes if _sound(b)),
+        hollow=sum(not _sound(b) for b in boxes),
     )
 
 
-def _whole(images: Path, series: Mapping[str, list[_Series]], lists: _Lists, masks: Path | None, found: Found) -> None:
+def _whole(
+    images: Path, series: Mapping[str, list[_Series]], lists: _Lists, masks: Path | None, force: bool, found: Found
+) -> None:
     files = {name[: -len(path.name)] + stem(path.name): path for name, path in volumes(images, found)}
     lying = 0
     for patient, told in series.items():
@@ -138,7 +151,8 @@ def _whole(images: Path, series: Mapping[str, list[_Series]], lists: _Lists, mas
             rows.append(Row(patient, patient, item.modality, path, "liver", label, split=split, spacing_mm=true_mm))
         _say_absent(patient, {item.modality for item in told}, found)
         slot = next((slot for slot in _BOXED if slot in boxed and boxed[slot][1]), None)
-        mask = write_mask(masks / f"{patient}.nii.gz", *boxed[slot]) if masks is not None and slot else None
+        named = masks / f"{patient}.nii.gz" if masks is not None and slot else None
+        mask = write_mask(named, *boxed[slot], force=force) if named and slot else None
         found.rows += [replace(row, mask=mask) for row in rows]
     if files:
         found.say(

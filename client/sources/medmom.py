@@ -12,15 +12,23 @@ _PAPER = {"liver": 498, "brain": 852}  # patients; 498 x 8 + 852 x 4 = 7392 volu
 
 
 def scan(
-    lld: Path, brain: Path, *, healthy: Path | None = None, fold: int | None = None, masks: Path | None = None
+    lld: Path,
+    brain: Path,
+    *,
+    healthy: Path | None = None,
+    fold: int | None = None,
+    masks: Path | None = None,
+    force: bool = False,
 ) -> Found:
     """The parts under one another, each study with its data set in the column `source`. Raises SourceError.
 
-    healthy: IXI's folder. fold, masks: as of LLD-MMRI.
+    healthy: IXI's folder. fold, masks, force: as of LLD-MMRI.
     """
-    parts = {"lld-mmri": lld_mmri.scan(lld, fold=fold, masks=masks), "brats": brats.scan(brain)}
+    others = {"brats": brats.scan(brain)}
     if healthy is not None:
-        parts["ixi"] = ixi.scan(healthy)
+        others["ixi"] = ixi.scan(healthy)
+    # the last to be read, as it may write masks: not where another part cannot be read
+    parts = {"lld-mmri": lld_mmri.scan(lld, fold=fold, masks=masks, force=force), **others}
     found = Found()
     for name, part in parts.items():
         found.rows += [replace(row, site=row.site or name, extra={**row.extra, "source": name}) for row in part.rows]

@@ -64,7 +64,7 @@ def show(found: Found, vocabulary: Vocabulary, source: Path, written: Path | Non
     if not manifest.studies:
         console.print(Text(f"{source} holds nothing of this source's layout.", "bold red"))
     elif written is None:
-        console.print(Text("A dry run: nothing was written. Give -o manifest.csv to write.", "bold"))
+        console.print(Text("A dry run: no manifest was written. Give -o manifest.csv to write.", "bold"))
     else:
         said = f"{written} holds {counted(len(found.rows), 'volume')}. Next: medmap-client check {written}"
         console.print(Text(said, "bold green"))

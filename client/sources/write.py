@@ -29,19 +29,45 @@ def manifest_text(rows: Sequence[Row], folder: Path) -> str:
     return text.getvalue()
 
 
-def write_manifest(rows: Sequence[Row], path: Path, *, force: bool = False) -> None:
-    """Write it aside, then rename. Raises SourceError: it is there already, or cannot be written."""
+def check_output(path: Path, *, force: bool) -> None:
+    """Raises SourceError: it is a folder, or is there already and not to be replaced (`force`)."""
+    if path.is_dir():
+        raise SourceError(f"{path} is a folder: give the file that is to be written")
     if path.exists() and not force:
         raise SourceError(f"{path} is there already: choose another name, or --force to replace it")
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def write_manifest(rows: Sequence[Row], path: Path, *, force: bool = False, private: bool = False) -> None:
+    """Whole or not at all; private: for this user alone. Raises SourceError: it is there already, or cannot be written."""
+    check_output(path, force=force)
+    write_whole(path, manifest_text(rows, path.parent.resolve()).encode(), private=private)
+
+
+def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write aside, then rename; missing folders are made. private: file and new folders are for this user alone.
+
+    Raises SourceError where that cannot be done.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(manifest_text(rows, path.parent.resolve()), encoding="utf-8", newline="")
+        make_folder(path.parent, private=private)
+        with os.fdopen(
+            os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666), "wb"
+        ) as file:
+            file.write(content)
         os.replace(aside, path)
     except OSError as error:
+        raise SourceError(f"{path} cannot be written ({error.strerror}): choose another folder") from None
+    finally:
         with suppress(OSError):
             aside.unlink()
-        raise SourceError(f"{path} cannot be written ({error.strerror}): choose another folder") from None
+
+
+def make_folder(folder: Path, *, private: bool = False) -> None:
+    """The folder and those above it that are missing; private: each for this user alone. Raises OSError."""
+    if not folder.is_dir():  # mkdir(parents=True) would give its mode to the last one only
+        make_folder(folder.parent, private=private)
+        folder.mkdir(0o700 if private else 0o777, exist_ok=True)
 
 
 def _cells(row: Row, folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medmap_model.batch import Batch
-from medmap_model.evaluation.metrics import quick_scores
+from medmap_model.evaluation.metrics import scores
 from medmap_model.evaluation.missing import METRICS, MOST, Change, Encodings, encode_all, subset_probabilities, subsets
 from medmap_model.model import MedMAP
 
@@ -40,7 +40,7 @@ def lost_signal(
     for rate in LOST:
         damaged = encode_all(model, batches(), known=known, change=_losing(rate, seed))
         probabilities = subset_probabilities(model, clean, ~hit, degraded=damaged.embedded)
-        found = [quick_scores(clean.label, p, multi_label=multi_label, metrics=METRICS) for p in probabilities]
+        found = [scores(clean.label, p, multi_label=multi_label, metrics=METRICS) for p in probabilities]
         values = [f["auroc"] for f in found]
         if not values or None in values:
             reason = found[0].get("reasons", {}).get("auroc") if found else "there is no volume"
@@ -64,7 +64,7 @@ def noisy(
         encodings = encode_all(model, batches(), known=known, change=_adding(*how, seed))
         p = subset_probabilities(model, encodings, np.ones((1, encodings.present.shape[1]), bool))[0]
         multi_label = model.vocabulary.organs[encodings.organ].multi_label
-        result[level] = quick_scores(encodings.label, p, multi_label=multi_label, metrics=METRICS)["auroc"]
+        result[level] = scores(encodings.label, p, multi_label=multi_label, metrics=METRICS)["auroc"]
     return result
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from medmap_model.evaluation.metrics_case import Case, Threshold, build_case
 from medmap_model.evaluation.metrics_resampled import calibration_bins, confidences
@@ -34,12 +33,12 @@ def curves(
 
 
 def _roc(case: Case, column: int) -> dict[str, Any]:
-    from torchmetrics.functional.classification import binary_roc
-
     truth, above = case.truth[:, column], case.above[:, column]
-    scored = torch.from_numpy(case.probability[:, column].copy())
-    false, true, _ = binary_roc(scored, torch.from_numpy(truth.astype(np.int64)), validate_args=False)
-    points = np.stack([false.numpy(), true.numpy()], 1)
+    order = np.argsort(-case.probability[:, column], kind="stable")
+    value, hit = case.probability[order, column], truth[order]
+    ends = np.flatnonzero(np.r_[value[1:] != value[:-1], True])  # patients of one probability are one point
+    rates = np.stack([(~hit).cumsum()[ends] / (~hit).sum(), hit.cumsum()[ends] / hit.sum()], 1)
+    points = np.r_[[[0.0, 0.0]], rates]
     kept = np.unique(np.linspace(0, len(points) - 1, _POINTS).round().astype(int))
     at = [float(above[~truth].mean()), float(above[truth].mean())]
     return {"points": [[round(float(v), 4) for v in point] for point in points[kept]], "at": at}

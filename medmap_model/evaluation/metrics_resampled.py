@@ -1,7 +1,8 @@
 """Every metric of a `Case` on R resamples at once: counts (R, N) -> metric -> (R,), nan where undefined.
 
 A resample is how often each patient was drawn. Everything but the ranking is then a matrix product, and the ranking needs
-one sort per class for all resamples. `point` says what each metric means; a test holds the two, and scikit-learn, equal.
+one sort per class for all resamples. `metrics.scores` says what each metric means; a test holds it to scikit-learn's.
+A class that no patient has is left out of a mean: a hospital that never saw a cyst is no worse at finding one.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 
 from medmap_model.evaluation.metrics_case import Case
-from medmap_model.evaluation.metrics_point import BINS
 
+BINS = 15  # of the calibration error, as Guo et al. 2017 (arXiv 1706.04599)
 _CELLS = 4_000_000  # float64 cells held at once: 32 MB
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medmap_model.batch import Batch
 from medmap_model.encoders import full_precision
-from medmap_model.evaluation.metrics import quick_scores
+from medmap_model.evaluation.metrics import scores
 from medmap_model.fusion import FusionInput
 from medmap_model.model import Embedded, MedMAP
 
@@ -200,7 +200,7 @@ def missing_modalities(model: MedMAP, encodings: Encodings) -> dict[str, Any]:
     kept, multi_label = subsets(usable), model.vocabulary.organs[encodings.organ].multi_label
     reason = "there is no volume"
     for chosen, p in zip(kept, subset_probabilities(model, encodings, kept), strict=True):
-        found = quick_scores(encodings.label, p, multi_label=multi_label, metrics=METRICS)
+        found = scores(encodings.label, p, multi_label=multi_label, metrics=METRICS)
         reason = found.get("reasons", {}).get("auroc", "")
         hidden = [m for m, u, c in zip(names, usable, chosen, strict=True) if u and not c]
         result["subsets"].append({"missing": hidden} | {m: found[m] for m in METRICS})

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.schema import PretrainConfig
+from configs.stages import PretrainConfig
 from medmap_model.evaluation.missing import Encodings
 from medmap_model.model import MedMAP
 

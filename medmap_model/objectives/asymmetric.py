@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from configs.schema import PretrainConfig
+from configs.stages import PretrainConfig
 from medmap_model.objectives.base import Past, Sharpness, Texts, by_slot, multi_positive, slot_mean
 
 # logits, positive, candidate (..., T) -> the loss of each row (...); `multi_positive` is one.

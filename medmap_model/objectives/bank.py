@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from configs.schema import PretrainConfig
 from configs.setting import ConfigError
+from configs.stages import PretrainConfig
 from medmap_model.objectives.base import Past, Sharpness, Texts, by_slot, multi_positive, record_mean
 
 

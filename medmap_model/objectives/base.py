@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from configs.schema import PretrainConfig
+from configs.stages import PretrainConfig
 
 EXCLUDED = -1e4  # finite: a row without any candidate must not turn the gradient into nan
 

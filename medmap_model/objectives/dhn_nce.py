@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from configs.schema import PretrainConfig
+from configs.stages import PretrainConfig
 from medmap_model.objectives.asymmetric import Rows, contrast
 from medmap_model.objectives.base import EXCLUDED, Past, Sharpness, Texts
 

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs.schema import FinetuneConfig
+from configs.stages import FinetuneConfig
 from medmap_model.text.bank import targets
 from medmap_model.vocabulary import Organ
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from configs.schema import PretrainConfig
+from configs.stages import PretrainConfig
 from medmap_model.batch import Batch
 from medmap_model.objectives.base import Past, Texts
 from medmap_model.objectives.positives import Said, prompt_positives, report_positives, reports_that_fit

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from configs.schema import PretrainConfig
+from configs.stages import PretrainConfig
 from medmap_model.objectives.asymmetric import Row, Rows, contrast
 from medmap_model.objectives.base import EXCLUDED, Past, Sharpness, Texts, by_slot, multi_positive
 from medmap_model.objectives.transport import partial_plan

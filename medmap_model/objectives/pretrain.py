@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from configs.schema import PretrainConfig
+from configs.stages import PretrainConfig
 from medmap_model.batch import Batch
 from medmap_model.objectives.asymmetric import asymmetric
 from medmap_model.objectives.bank import bank_alone

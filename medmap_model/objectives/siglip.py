@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs.schema import PretrainConfig
+from configs.stages import PretrainConfig
 from medmap_model.objectives.base import Past, Sharpness, Texts, by_slot, slot_mean
 
 

@@ -9,12 +9,14 @@ from medmap_model.text.encoder import (
     build_text_encoder,
     model_folder,
 )
+from medmap_model.text.table import TextTable
 
 __all__ = [
     "PACKAGED",
     "HashEncoder",
     "TextEncoder",
     "TextEncoderError",
+    "TextTable",
     "TransformerEncoder",
     "build_text_encoder",
     "model_folder",

@@ -27,7 +27,7 @@ _STEPS = (  # in the order in which a site does them (client/preprocess/steps.py
 )
 _INTENSITY = {
     "zscore": "z-scores of the foreground",
-    "nyul": "brought to Nyul's standard scale of each modality by landmarks of the foreground",
+    "nyul": "brought to Nyul's standard scale of each modality, {whose}, by landmarks of the foreground",
 }
 _USES = {
     "safetensors": "```python\nfrom medmap_model import load\n\nmodel = load(\"THIS_FOLDER\")\n```\n\n"
@@ -107,9 +107,12 @@ def _data(info: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Iterato
             yield f"| {number} | {', '.join(site['modalities'])} | {' | '.join(counts)} |"
         yield ""
     volumes = info["volumes"]
+    whose = (
+        "the same at all sites" if volumes.get("landmarks") else "which each site learnt of its own training patients"
+    )
     yield (
         f"Volumes are cubes of {volumes['size']} voxels of {volumes['spacing_mm']:g} mm, cut out around the {volumes['crop']}; "
-        f"intensities are {_INTENSITY[volumes.get('standardise', 'zscore')]}.\n"
+        f"intensities are {_INTENSITY[volumes.get('standardise', 'zscore')].format(whose=whose)}.\n"
     )
     done = [said for key, value, said in _STEPS if volumes.get(key) == value]
     yield f"Before that: {', '.join(done)}. A volume to be predicted needs the same.\n" if done else ""
@@ -172,7 +175,10 @@ def _privacy(info: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Iter
     if spent:
         yield "\n| site | epsilon spent | delta | unit |\n|---|---|---|---|"
         for number, row in enumerate(spent.values(), 1):
-            yield f"| {number} | {row['epsilon_spent']:.3g} | {row['delta']:.1e} | {row['unit']} |"
+            delta = "not told" if row["delta"] is None else f"{row['delta']:.1e}"
+            yield f"| {number} | {row['epsilon_spent']:.3g} | {delta} | {row['unit']} |"
+    elif summary is not None:
+        yield "What was spent stands in the sites' own ledgers; they did not tell."
     else:
         yield "What was spent is not known: the checkpoint came without the summary of a finished run."
     yield ""

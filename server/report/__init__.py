@@ -13,6 +13,7 @@ from typing import Any
 
 from server.report import figures, findings, formats, robustness, subgroups, tables
 from server.report.alarms import ALARMS, alarms_view
+from server.report.contents import contents
 from server.report.figures import headline_figure
 from server.report.page import PAGE
 from server.report.participation import PARTICIPATION, participation_view
@@ -55,38 +56,45 @@ def _render(run: Run) -> str:
     environment = Environment(loader=DictLoader(parts), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     for name in ("number", "signed", "count", "interval", "spread", "percent", "size", "duration", "words", "listed"):
         environment.filters[name] = _or_none(getattr(formats, name))
+    view = _view(run)
+    view["sections"], view["left_out"] = contents(view, run.summary)
+    return environment.get_template("page.html").render(view)
+
+
+def _view(run: Run) -> dict[str, Any]:
+    """All that the page shows, by the names that its templates use."""
     summary = run.summary
     names = organs(summary)
-    return environment.get_template("page.html").render(
-        summary=summary,
-        training_sites=sum(not site.get("external") for site in summary.get("sites") or []),
-        notices=findings.notices(summary),
-        headline=findings.headline(summary),
-        findings=findings.findings(summary),
-        score_tables=[tables.score_table(summary, organ) for organ in names],
-        score_charts={organ: figures.score_chart(summary, organ) for organ in names},
-        measures=list(MEASURES.values()),
-        operating_points=subgroups.operating_points(summary),
-        quality=quality_charts(summary),
-        subgroups=subgroups.subgroup_tables(summary),
-        evaluation=robustness.evaluation_view(summary),
-        conditions=conditions(summary),
-        curve_conditions=figures.curve_conditions(run),
-        curves=figures.curve_charts(run),
-        heat_maps=tables.heat_maps(summary),
-        partition=partition_view(summary),
-        shift=shift_view(summary),
-        ownership=tables.ownership(summary),
-        participation=participation_view(summary, run.rounds),
-        alarms=alarms_view(run.rounds),
-        examples=run.examples,
-        overlays=any(m.get("overlay_uri") for e in run.examples for m in e.get("modalities") or []),
-        groups=tables.module_groups(summary),
-        communication=tables.communication(summary),
-        timing=tables.timing(summary),
-        private=privacy_view(summary),
-        config=run.config,
-    )
+    return {
+        "summary": summary,
+        "training_sites": sum(not site.get("external") for site in summary.get("sites") or []),
+        "notices": findings.notices(summary),
+        "headline": findings.headline(summary),
+        "findings": findings.findings(summary),
+        "score_tables": [tables.score_table(summary, organ) for organ in names],
+        "score_charts": {organ: figures.score_chart(summary, organ) for organ in names},
+        "measures": list(MEASURES.values()),
+        "operating_points": subgroups.operating_points(summary),
+        "quality": quality_charts(summary),
+        "subgroups": subgroups.subgroup_tables(summary),
+        "evaluation": robustness.evaluation_view(summary),
+        "conditions": conditions(summary),
+        "curve_conditions": figures.curve_conditions(run),
+        "curves": figures.curve_charts(run),
+        "heat_maps": tables.heat_maps(summary),
+        "partition": partition_view(summary),
+        "shift": shift_view(summary),
+        "ownership": tables.ownership(summary),
+        "participation": participation_view(summary, run.rounds),
+        "alarms": alarms_view(run.rounds),
+        "examples": run.examples,
+        "overlays": any(m.get("overlay_uri") for e in run.examples for m in e.get("modalities") or []),
+        "groups": tables.module_groups(summary),
+        "communication": tables.communication(summary),
+        "timing": tables.timing(summary),
+        "private": privacy_view(summary),
+        "config": run.config,
+    }
 
 
 def _or_none(format_value: Callable[..., str]) -> Callable[..., str]:

@@ -83,7 +83,9 @@ def curve_charts(run: Run) -> list[Markup]:
             axes.set_title(title, fontsize=9.5, loc="left")
             axes.set_xlabel("round")
             axes.set_ylabel(unit)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            last = max(n for points in lines.values() for n, _ in points)
+            axes.set_xlim(0.5, last + 0.5)  # so that a single round is marked as 1, and no fraction beside it
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
             axes.grid(axis="y", color=FAINT, linewidth=0.6)
             charts.append(svg(figure, f"{title} against round, for {_names(lines)}."))
     return charts

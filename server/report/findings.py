@@ -85,7 +85,7 @@ def _setting(value: Any) -> str:
 
 
 def headline(summary: dict[str, Any]) -> list[str]:
-    """One sentence per organ: federated against the baselines that ran, on the common test set."""
+    """One sentence per organ: federated against the baselines that ran, on the common test set; else how validation ended."""
     sentences = []
     for organ in organs(summary):
         ours = score(summary, "metrics", "federated", organ)
@@ -101,6 +101,12 @@ def headline(summary: dict[str, Any]) -> list[str]:
         patients = f", n{SPACE}={SPACE}{ours.n}" if ours.n is not None else ""
         federated = " ".join(t for t in (number(ours.value, 2), interval(ours.interval)) if t)
         sentences.append(f"Federated {federated}{against} ({organ} AUROC, common test set{patients}).")
+    curve = ((summary.get("stages") or {}).get("finetune") or {}).get("val_score") or [None]
+    if not sentences and curve[-1] is not None:
+        told = f"{number(curve[-1], 2)} after round {len(curve)} of stage 2"
+        sentences.append(f"Validation AUROC {told}, on the sites' own validation patients. There are no test scores.")
+    if not sentences and summary.get("validation"):
+        sentences.append("There are no test scores; what the sites' noisy histograms say stands under Privacy.")
     return sentences
 
 

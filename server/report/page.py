@@ -5,7 +5,7 @@ file would not reach `flwr run`.
 """
 
 PAGE = """
-{% from "macros.html" import bar, box, head, legend, missing, scored, site, why %}
+{% from "macros.html" import bar, box, head, legend, scored, site, why %}
 <!DOCTYPE html>
 <html lang="en-GB">
 <head>
@@ -34,18 +34,14 @@ PAGE = """
 <p class="headline">This run holds no test scores.</p>
 {% endfor %}
 <nav aria-label="Sections">
-<a href="#results">Results</a> <a href="#subgroups">Subgroups</a> <a href="#curves">Learning curves</a>
-<a href="#cross-site">Cross-site</a> <a href="#zero-shot">Zero-shot</a> <a href="#missing">Missing modalities</a>
-<a href="#corruptions">Corruptions</a> <a href="#importance">What mattered</a>
-<a href="#sites">Sites</a> <a href="#partition">Who has what</a>
-<a href="#ownership">Modalities</a> <a href="#shift">Shift</a> <a href="#participation">Participation</a>
-<a href="#examples">Examples</a> <a href="#communication">Communication</a>
-<a href="#model">Module groups</a> <a href="#timing">Timing</a>
-<a href="#privacy">Privacy</a> <a href="#configuration">Configuration</a>
+{% for id, name in sections.items() %}<a href="#{{ id }}">{{ name }}</a>
+{% endfor %}
+{% if left_out %}<a href="#left-out">Left out</a>{% endif %}
 </nav>
 </header>
 <main>
 
+{% if "results" in sections %}
 <section aria-labelledby="results">
 <h2 id="results">Results</h2>
 {% if findings %}
@@ -58,7 +54,7 @@ PAGE = """
   They do not cover the luck of training. In round brackets, and thin in the charts: the range over the sites
   behind a mean. Methods within the uncertainty are not shown to be equal: this run cannot tell.</p>
 {% endif %}
-{% if score_tables %}{{ legend(conditions) }}{% endif %}
+{{ legend(conditions) }}
 {% for t in score_tables %}
 <h3>{{ t.organ }}: AUROC</h3>
 <div class="pair">
@@ -78,10 +74,7 @@ PAGE = """
 {% endcall %}
 <div>{{ score_charts[t.organ] }}</div>
 </div>
-{% else %}
-{{ missing("test scores") }}
 {% endfor %}
-{% if score_tables %}
 <ul class="soft">
 {% for c in conditions %}<li>{{ c.label }}: {{ c.meaning }}.</li>{% endfor %}
 {% for set, n in score_tables[0].test_sets %}<li>{{ set.label }}: {{ set.meaning }}.</li>{% endfor %}
@@ -118,28 +111,28 @@ PAGE = """
 <li>MCC and Cohen κ: 0 is chance, 1 is perfect. ECE, expected calibration error: 0 is perfect, and a small test set
   reads high. Classes that no patient has are left out of every mean.</li>
 </ul>
-{% endif %}
 </section>
+{% endif %}
 
 {% include "subgroups.html" %}
+{% if "curves" in sections %}
 <section aria-labelledby="curves">
 <h2 id="curves">Learning curves</h2>
-{% if curves %}
 {{ legend(curve_conditions) }}
 <div class="charts">
 {% for chart in curves %}<div>{{ chart }}</div>{% endfor %}
 </div>
-<p class="soft">Local models: one thin line per site. Validation patients are the sites' own.</p>
-{% else %}{{ missing("learning curves") }}{% endif %}
+<p class="soft">{% if "local" in curve_conditions | map(attribute="key") %}Local models: one thin line per site. {% endif %}
+Validation patients are the sites' own.</p>
 </section>
+{% endif %}
 
+{% if "cross-site" in sections %}
 <section aria-labelledby="cross-site">
 <h2 id="cross-site">Cross-site results</h2>
-{% if heat_maps %}
 <p class="soft">Each model (rows) on each site's own test patients (columns). Darker is better, from 0.5
   (chance) to 1. Outlined: a site's own model on its own patients. A dash: the model or the site does not know
   the organ.</p>
-{% endif %}
 <div class="halves">
 {% for map in heat_maps %}
 {% call box("Cross-site " ~ map.metric ~ ", " ~ map.organ) %}
@@ -155,33 +148,36 @@ PAGE = """
 {% endfor %}
 </tbody></table>
 {% endcall %}
-{% else %}{{ missing("cross-site results") }}{% endfor %}
+{% endfor %}
 </div>
 </section>
+{% endif %}
 
 {% include "evaluation.html" %}
+{% if "sites" in sections %}
 <section aria-labelledby="sites">
 <h2 id="sites">Sites</h2>
-{% if summary.sites %}
 {% call box("Sites") %}
 <table class="sites">
-{{ head(["Site", "Scanner", "Organs", "Training studies", "Validation", "Test", "Role"], text=[0, 1, 2, 6]) }}
+{% set scanners = summary.sites | selectattr("scanner") | list %}
+{{ head(["Site", "Organs", "Training studies", "Validation", "Test", "Role"] + (["Scanner"] if scanners else []),
+  text=[0, 1, 5, 6]) }}
 <tbody>
 {% for s in summary.sites %}
-<tr><th scope="row">{{ s.name }}</th><td class="text">{{ s.scanner or "–" }}</td>
-<td class="text">{{ (s.organs or []) | join(", ") or "–" }}</td>
+<tr><th scope="row">{{ s.name }}</th><td class="text">{{ (s.organs or []) | join(", ") or "–" }}</td>
 {% for split in ("train", "val", "test") %}<td>{{ (s.studies or {})[split] | count }}</td>{% endfor %}
-<td class="text">{{ "external: never trained on" if s.external else "trains" }}</td></tr>
+<td class="text">{{ "external: never trained on" if s.external else "trains" }}</td>
+{% if scanners %}<td class="text">{{ s.scanner or "–" }}</td>{% endif %}</tr>
 {% endfor %}
 </tbody></table>
 {% endcall %}
-{% else %}{{ missing("sites") }}{% endif %}
 </section>
+{% endif %}
 
 {% include "partition.html" %}
+{% if "ownership" in sections %}
 <section aria-labelledby="ownership">
 <h2 id="ownership">Who owns which modality</h2>
-{% if ownership.modalities %}
 <p>A site trains, sends and receives only the module groups of the modalities it owns. The fewer owners, the
   fewer patients behind an encoder.</p>
 {% call box("Modalities by site") %}
@@ -211,14 +207,14 @@ PAGE = """
 {% for n in ownership.owners %}<td>{{ n }}</td>{% endfor %}</tr></tfoot>
 </table>
 {% endcall %}
-{% else %}{{ missing("modalities") }}{% endif %}
 </section>
+{% endif %}
 
 {% include "shift.html" %}
 {% include "participation.html" %}
+{% if "examples" in sections %}
 <section aria-labelledby="examples">
 <h2 id="examples">Example patients</h2>
-{% if examples %}
 <p>Test patients with what the federated model says of them. The report is shown for comparison; the model did
   not read it.{% if overlays %} The second picture of a modality is the same slice with what the model looked at on
   it. The number below: how far the probability falls when the modality is hidden.{% endif %}</p>
@@ -250,9 +246,18 @@ PAGE = """
 </article>
 {% endfor %}
 </div>
-{% else %}{{ missing("examples") }}{% endif %}
 </section>
+{% endif %}
 {% include "costs.html" %}
+{% if left_out %}
+<section aria-labelledby="left-out">
+<h2 id="left-out">Left out</h2>
+<ul>
+{% for r in left_out %}<li><strong>{{ r.title }}</strong> {{ r.text }}</li>
+{% endfor %}
+</ul>
+</section>
+{% endif %}
 </main>
 <footer class="soft">
 <p>Figures come from this run's summary.json and metrics.jsonl. A dash: the figure is missing.</p>

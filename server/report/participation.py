@@ -15,18 +15,19 @@ MAX_ROUNDS = 40  # columns of the matrix, the last ones: more do not fit a print
 MAX_EVENTS = 40  # rounds without every site that are listed one by one
 
 PARTICIPATION = """
+{% if "participation" in sections %}
 <section aria-labelledby="participation">
 <h2 id="participation">Participation</h2>
-{% if participation.rows %}
 {% call box("Participation by site") %}
 <table class="participation">
 <caption>Over {{ participation.rounds }} federated rounds.</caption>
-{{ head(["Site", "Returned", "Silent", "Refused", "Absent", "Last training loss", "Training per round"], text=[0]) }}
+{% set figures = ["Last training loss", "Training per round"] if participation.figures else [] %}
+{{ head(["Site", "Returned", "Silent", "Refused", "Absent"] + figures, text=[0]) }}
 <tbody>
 {% for r in participation.rows %}
 <tr><th scope="row">{{ r.site }}</th>
 {% for state in ("returned", "silent", "refused", "absent") %}<td>{{ r[state] }}</td>{% endfor %}
-<td>{{ r.loss | number }}</td><td>{{ r.train_s | duration }}</td></tr>
+{% if figures %}<td>{{ r.loss | number }}</td><td>{{ r.train_s | duration }}</td>{% endif %}</tr>
 {% endfor %}
 </tbody></table>
 {% endcall %}
@@ -54,9 +55,9 @@ PARTICIPATION = """
 </ul>
 {% if participation.more %}<p class="soft">And {{ participation.more }} more.</p>{% endif %}
 {% else %}<p>Every site returned an update in every round it was asked in.</p>{% endif %}
-{% else %}{{ missing("record of participation") }}{% endif %}
 {% include "alarms.html" %}
 </section>
+{% endif %}
 """
 
 
@@ -68,9 +69,11 @@ def participation_view(summary: Row, rounds: list[Row]) -> Row:
     shown = entries[-MAX_ROUNDS:]
     events = [_event(entry, states) for entry, states in zip(entries, found, strict=True)]
     told = [e for e in events if e]
+    rows = [{"site": s, **_count(s, found), **_last(s, rounds)} for s in names]
     return {
         "rounds": len(entries),
-        "rows": [{"site": s, **_count(s, found), **_last(s, rounds)} for s in names],
+        "rows": rows,
+        "figures": any(r[k] is not None for r in rows for k in ("loss", "train_s")),  # private sites send none
         "stages": [(stage, len(list(e))) for stage, e in groupby(shown, key=lambda e: e.get("stage"))],
         "columns": [e.get("round") for e in shown],
         "matrix": [(s, [(x.get(s, ""), STATES.get(x.get(s, ""), "")) for x in found[-MAX_ROUNDS:]]) for s in names],

@@ -92,12 +92,12 @@ def _modalities(axes: Axes, organ: str, sites: list[Row], modalities: list[str])
 
 
 PARTITION = """
+{% if "partition" in sections %}
 <section aria-labelledby="partition">
 <h2 id="partition">Who has what</h2>
-{% if partition %}
 <p class="soft">Before anything trained: training patients of each site by abnormality, and how many of them have each
   modality. Of an external site: its test patients.</p>
 <div class="wide">{{ partition.chart }}</div>
-{% else %}{{ missing("partition") }}{% endif %}
 </section>
+{% endif %}
 """

@@ -44,13 +44,12 @@ MACROS = """
 {{ s.name }}{% if s.external and s.name | lower != "external" %}<small>external</small>{% endif %}
 {% endmacro %}
 
-{% macro missing(what) %}<p class="soft">This run holds no {{ what }}.</p>{% endmacro %}
 """
 
 COSTS = """
+{% if "communication" in sections %}
 <section aria-labelledby="communication">
 <h2 id="communication">Communication</h2>
-{% if communication %}
 {% call box("Communication") %}
 <table class="communication">
 <tbody>
@@ -65,59 +64,68 @@ COSTS = """
   it.</p>
 {% endif %}
 <p class="soft">The frozen text encoder never travels. 1 MB is a million bytes.</p>
-{% else %}{{ missing("record of communication") }}{% endif %}
 </section>
+{% endif %}
 
+{% if "model" in sections %}
 <section aria-labelledby="model">
 <h2 id="model">Module groups</h2>
-{% if groups %}
-<p>What travels as one. Only the owners of a module group send and receive it.</p>
+<p>What travels as one. Only the owners of a module group send and receive it.
+{% if groups.idle %}Left out: {{ groups.idle }} that no site has sent; they are as they began.{% endif %}</p>
 {% call box("Module groups") %}
 <table class="groups">
 {{ head(["Module group", "Parameters", "Size", "Sent up in all", "Against the largest"], text=[0, 4]) }}
 <tbody>
-{% for g in groups %}
+{% for g in groups.rows %}
 <tr><th scope="row">{{ g.name }}</th><td>{{ g.parameters | count }}</td><td>{{ g.size | size }}</td>
 <td>{{ g.sent | size }}</td><td>{{ bar(g.share) }}</td></tr>
 {% endfor %}
 </tbody></table>
 {% endcall %}
-{% else %}{{ missing("list of module groups") }}{% endif %}
 </section>
+{% endif %}
 
+{% if "timing" in sections %}
 <section aria-labelledby="timing">
 <h2 id="timing">Timing</h2>
-{% if timing %}
 {% call box("Timing") %}
 <table class="timing">
+{% if timing.phases %}
 {{ head(["Phase", "Time", "Against the longest"], text=[0, 2]) }}
 <tbody>
 {% for p in timing.phases %}
 <tr><th scope="row">{{ p.name }}</th><td>{{ p.seconds | duration }}</td><td>{{ bar(p.share) }}</td></tr>
 {% endfor %}
 </tbody>
+{% endif %}
 <tbody>
+{% if timing.wall_s is not none %}
 <tr><th scope="row">Whole run, wall clock</th><td>{{ timing.wall_s | duration }}</td><td></td></tr>
+{% endif %}
 <tr><th scope="row">Round, median of {{ timing.rounds }}</th>
 <td>{{ timing.round_median_s | duration }}</td><td></td></tr>
 <tr><th scope="row">Longest round</th><td>{{ timing.round_longest_s | duration }}</td><td></td></tr>
+{% if timing.overhead_share is not none %}
 <tr><th scope="row">Overhead share</th><td>{{ timing.overhead_share | percent }}</td><td></td></tr>
+{% endif %}
 {% if summary.peak_memory_mb %}
 <tr><th scope="row">Peak memory</th><td>{{ (summary.peak_memory_mb * 1e6) | size }}</td><td></td></tr>
 {% endif %}
 </tbody></table>
 {% endcall %}
+{% if timing.phases %}
 <p class="soft">Methods run side by side, so phases overlap and do not add up. Overhead: the share of the
   federated rounds' time that is neither training nor validation at a site.</p>
-{% else %}{{ missing("timing") }}{% endif %}
+{% endif %}
 </section>
+{% endif %}
 
 {% include "privacy.html" %}
 
+{% if "configuration" in sections %}
 <section aria-labelledby="configuration">
 <h2 id="configuration">Configuration</h2>
-{% if config %}
 <pre role="region" aria-label="Configuration" tabindex="0">{{ config }}</pre>
-{% else %}{{ missing("configuration") }}{% endif %}
 </section>
+{% endif %}
 """

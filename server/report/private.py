@@ -14,10 +14,11 @@ Row = dict[str, Any]
 
 
 def privacy_view(summary: Row) -> Row:
-    """rows (one per ledger), chart, updates (whether they were private), validation and statistics; each None when absent."""
+    """rows (one per ledger), whole (the ledgers themselves, not only what sites told), chart, validation and statistics."""
     ledgers = summary.get("privacy") or {}
     return {
         "rows": [{"site": site, **told} for site, told in ledgers.items()],
+        "whole": any(told.get("delta") for told in ledgers.values()),
         "chart": _budget_chart(ledgers) if ledgers else None,
         "validation": _validation(summary.get("validation") or {}),
         "statistics": _statistics(summary.get("statistics") or {}),
@@ -111,24 +112,33 @@ PRIVACY = """
 {% if not summary.private_updates %}
 <p>The updates were <strong>not</strong> private; what was charged are releases.</p>
 {% endif %}
-<p class="soft">What every site's ledger says, in all: each patient is protected by (ε, δ) over the ledger's life.</p>
+<p class="soft">What every site's ledger says, in all: each patient is protected by (ε, δ) over the ledger's life.
+{% if not private.whole %}As the sites told the server with their last charge in the rounds; δ and charges stand in the
+  sites' own ledgers (“medmap-client budget”).{% endif %}</p>
 <div class="charts"><div>{{ private.chart }}</div></div>
 {% call box("Privacy") %}
 <table class="privacy">
-{{ head(["Site", "ε spent", "ε budget", "δ", "Unit", "Charges", "Spent on (ε if it were alone)"], text=[0, 4, 6]) }}
+{% set ledger = ["δ", "Charges", "Spent on (ε if it were alone)"] if private.whole else [] %}
+{{ head(["Site", "ε spent", "ε budget", "Unit"] + ledger, text=[0, 3, 6]) }}
 <tbody>
 {% for p in private.rows %}
 <tr><th scope="row">{{ p.site }}</th><td>{{ p.epsilon_spent | number(2) }}</td>
-<td>{{ p.epsilon_budget | number(2) }}</td><td>{{ "%.0e" % p.delta if p.delta else "–" }}</td>
-<td class="text">{{ p.unit or "–" }}</td><td>{{ p.charges | count }}</td>
+<td>{{ p.epsilon_budget | number(2) }}</td><td class="text">{{ p.unit or "–" }}</td>
+{% if private.whole %}
+<td>{{ "%.0e" % p.delta if p.delta else "–" }}</td><td>{{ p.charges | count }}</td>
 <td class="text">
 {% for r in p.by_run or [] %}
 {{ r.purpose }} {{ r.epsilon_alone | number(2) }}{{ "; " if not loop.last }}
 {% endfor %}
-</td></tr>
+</td>
+{% endif %}
+</tr>
 {% endfor %}
 </tbody></table>
 {% endcall %}
+{% elif summary.private_updates %}
+<p>The updates were private. No site tells the server of its budget here: at the site, “medmap-client budget” shows what
+  its ledger has spent.</p>
 {% else %}<p>Off. No differential privacy was applied, so there is no budget to show.</p>{% endif %}
 {% if private.validation %}
 <h3>Validation from noisy histograms</h3>

@@ -29,6 +29,9 @@ class Run:
 def read_run(run_dir: Path) -> Run:
     """Read a run's folder. Raises FileNotFoundError when it has no `summary.json`."""
     summary = _clean(json.loads((run_dir / "summary.json").read_text(encoding="utf-8")))
+    validation = run_dir / "validation.json"  # `medmap-server validate` may have written it after the run
+    if validation.is_file():
+        summary["validation"] = _clean(json.loads(validation.read_text(encoding="utf-8")))
     config = run_dir / "config.yaml"
     return Run(
         summary=summary,

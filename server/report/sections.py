@@ -1,9 +1,9 @@
 """Sections of the report's page on subgroups and on what `summary["evaluation"]` holds, as Jinja2 templates."""
 
 SUBGROUPS = """
+{% if "subgroups" in sections %}
 <section aria-labelledby="subgroups">
 <h2 id="subgroups">Subgroups</h2>
-{% if subgroups %}
 <p class="soft">The federated model. Sites and numbers of modalities differ in their patients too, so a difference
   between rows need not come from the site or from the modality. “Own patients” are pooled here, not averaged.</p>
 {% for g in subgroups %}
@@ -29,11 +29,12 @@ SUBGROUPS = """
 {% endfor %}
 </div>
 {% endfor %}
-{% else %}{{ missing("subgroup results") }}{% endif %}
 </section>
+{% endif %}
 """
 
 EVALUATION = """
+{% if "zero-shot" in sections %}
 <section aria-labelledby="zero-shot">
 <h2 id="zero-shot">Zero-shot detection and retrieval</h2>
 {% if evaluation.test_set %}<p class="soft">Test set of this and the next three sections: {{ evaluation.test_set }}.
@@ -50,7 +51,7 @@ EVALUATION = """
 {% endfor %}
 </tbody></table>
 {% endcall %}
-{% else %}{{ missing("zero-shot results") }}{% endif %}
+{% endif %}
 {% if evaluation.retrieval %}
 {% call box("Retrieval") %}
 <table class="retrieval">
@@ -66,9 +67,11 @@ EVALUATION = """
 {% endfor %}
 </tbody></table>
 {% endcall %}
-{% else %}{{ missing("retrieval results") }}{% endif %}
+{% endif %}
 </section>
+{% endif %}
 
+{% if "missing" in sections %}
 <section aria-labelledby="missing">
 <h2 id="missing">Missing and degraded modalities</h2>
 {% for m in evaluation.missing %}
@@ -108,15 +111,15 @@ EVALUATION = """
 </div>
 {% endif %}
 </div>
-{% else %}{{ missing("results with missing modalities") }}{% endfor %}
+{% endfor %}
 </section>
+{% endif %}
 
+{% if "corruptions" in sections %}
 <section aria-labelledby="corruptions">
 <h2 id="corruptions">Corrupted scans</h2>
-{% if evaluation.corruptions %}
 <p class="soft">Severity 1 is mild, 3 severe. Calibration shift: how much more (+) or less (−) the mean confidence
   exceeds the accuracy than on the clean scans.</p>
-{% endif %}
 <div class="halves">
 {% for c in evaluation.corruptions %}
 {% call box("Corruptions, " ~ c.organ) %}
@@ -138,16 +141,16 @@ EVALUATION = """
 </table>
 {% for note in c.notes %}<p class="soft">{{ note }}</p>{% endfor %}
 {% endcall %}
-{% else %}{{ missing("results on corrupted scans; evaluation=full measures them") }}{% endfor %}
+{% endfor %}
 </div>
 </section>
+{% endif %}
 
+{% if "importance" in sections %}
 <section aria-labelledby="importance">
 <h2 id="importance">Which modality mattered</h2>
-{% if evaluation.importance %}
 <p class="soft">How far the probability of the true class falls, on average, when a modality is hidden from a patient
   who has it. Below zero: the patients were classified better without it.</p>
-{% endif %}
 <div class="halves">
 {% for i in evaluation.importance %}
 {% call box("Importance of modalities, " ~ i.organ) %}
@@ -161,7 +164,8 @@ EVALUATION = """
 {% for m in i.unknown %}<tr><th scope="row">{{ m }}</th><td>–</td><td></td></tr>{% endfor %}
 </tbody></table>
 {% endcall %}
-{% else %}{{ missing("importance of modalities") }}{% endfor %}
+{% endfor %}
 </div>
 </section>
+{% endif %}
 """

@@ -67,9 +67,9 @@ def _dendrogram(organ: str, part: Row) -> Markup | None:
 
 
 SHIFT = """
+{% if "shift" in sections %}
 <section aria-labelledby="shift">
 <h2 id="shift">How far apart the sites' images are</h2>
-{% if shift %}
 <p class="soft">Fréchet distance between the sites' volumes as the model sees them ({{ shift.features | listed(8) }}),
   mean over the modalities that two sites share, {% if shift.epsilon %}from noisy moments (ε {{ shift.epsilon | number(2) }} per
   site){% else %}from exact moments: a simulation{% endif %}. <strong>Bold</strong>: more than 95 of 100 draws showed in which
@@ -80,10 +80,10 @@ SHIFT = """
 {% call box("Distances between sites, " ~ o.organ) %}
 <table class="grid shift">
 <thead><tr><th scope="col" class="text">Site</th><th scope="col">n</th>
-{% for s in o.sites %}<th scope="col">{{ s }}</th>{% endfor %}</tr></thead>
+{% for s in o.sites %}<th scope="col"><abbr title="{{ s }}">{{ loop.index }}</abbr></th>{% endfor %}</tr></thead>
 <tbody>
 {% for r in o.rows %}
-<tr><th scope="row">{{ r.name }}</th><td>{{ r.patients | count }}</td>
+<tr><th scope="row">{{ loop.index }} {{ r.name }}</th><td>{{ r.patients | count }}</td>
 {% for c in r.cells %}
 <td style="background: {{ c.background }}">{% if c.beyond %}<strong>{{ c.value | number(2) }}</strong>
 {%- else %}{{ c.value | number(2) }}{% endif %}</td>
@@ -94,6 +94,6 @@ SHIFT = """
 {% if o.dendrogram %}<div>{{ o.dendrogram }}</div>{% endif %}
 </div>
 {% endfor %}
-{% else %}{{ missing("distances between sites") }}{% endif %}
 </section>
+{% endif %}
 """

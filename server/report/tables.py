@@ -161,8 +161,11 @@ def communication(summary: Row) -> Row | None:
     return {**traffic, "updates": updates, "bytes_if_whole": whole, "share_of_whole": share}
 
 
-def module_groups(summary: Row) -> list[Row]:
-    """What travels as one: parameters, size and bytes sent up, in the model's order."""
+def module_groups(summary: Row) -> Row | None:
+    """What travels as one: rows (parameters, size and bytes sent up, in the model's order) and how many were never sent (idle).
+
+    Those are left out of the rows where anything is known of traffic: with a large vocabulary most have no owner.
+    """
     sent = (summary.get("communication") or {}).get("per_group") or {}
     known = {str(g["name"]): g for g in (summary.get("model") or {}).get("groups") or []}
     largest = max((v for v in sent.values() if v), default=0)
@@ -173,15 +176,16 @@ def module_groups(summary: Row) -> list[Row]:
         size = None if megabytes is None else 1e6 * megabytes
         share = up / largest if up and largest else 0
         rows.append({"name": name, "parameters": group.get("parameters"), "size": size, "sent": up, "share": share})
-    return rows
+    shown = [r for r in rows if r["sent"]] if sent else rows
+    return {"rows": shown, "idle": len(rows) - len(shown)} if shown else None
 
 
 def timing(summary: Row) -> Row | None:
     """Wall time by phase, and the spread over rounds."""
-    times = summary.get("timing")
-    if not times:
+    times: Row = summary.get("timing") or {}
+    if all(times.get(k) is None for k in ("wall_s", "train_s")) and not times.get("rounds"):
         return None
-    phases = [{"name": label, "seconds": times.get(k)} for k, label in PHASES.items() if k in times]
+    phases: list[Row] = [{"name": label, "seconds": times.get(k)} for k, label in PHASES.items() if k in times]
     longest = max((p["seconds"] or 0 for p in phases), default=0)
     for phase in phases:
         phase["share"] = (phase["seconds"] or 0) / longest if longest else 0

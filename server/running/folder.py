@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from server import history
-from server.checkpoint import read_json
+from server.files import read_json
 from server.provision.authority import utc_now
 from server.running import record
 from server.running.kit import health
 from server.running.lock import is_worked_in
 
-SUMMARY, LIVE = "summary.json", "status.json"
+SUMMARY, LIVE, CONFIG = "summary.json", "status.json", "config.yaml"
 STARTING_S = 60.0  # from submission to a ServerApp that works in the folder; longer only on a machine that hangs
 State = Literal["complete", "running", "starting", "stopped", "failed", "cut off"]
 
@@ -28,10 +28,8 @@ def standing(folder: Path) -> dict[str, Any]:
     """
     known = record.read(folder) if (folder / record.FILE).is_file() else None
     live, lines = read_live(folder), read_rounds(folder)
-    if known is None and live is None and not lines:
-        raise record.RunError(
-            f"{folder} holds no run (no {record.FILE}, {LIVE} or {history.FILE}): give its output folder"
-        )
+    if known is None and live is None and not lines and not (folder / CONFIG).is_file():
+        raise record.RunError(f"{folder} holds no run (no {record.FILE}, {CONFIG} or {LIVE}): give its output folder")
     server = asdict(health(Path(known.kit))) if known and known.kit else None
     return {
         "schema_version": 1,

@@ -61,7 +61,7 @@ class Record:
 
     def save(self, folder: Path) -> None:
         """Write run.json, whole or not at all."""
-        from server.checkpoint import write_json
+        from server.files import write_json
 
         write_json(folder / FILE, {"schema_version": SCHEMA_VERSION, **asdict(self)})
 

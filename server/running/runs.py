@@ -14,12 +14,13 @@ from server.flower import COMPLETED, FlowerError, Run, SuperLink, simulated
 from server.progress import clean, clock_time
 from server.provision.authority import utc_now
 from server.running import folder as folders
-from server.running.lock import is_worked_in
+from server.running.lock import is_worked_in, worker
 from server.running.record import Attempt, Record, RunError, note_end
 from server.running.show import round_line
 
 _LOOK_S, _ASK_S = 1.0, 15.0  # between two looks at the folder, and two questions to Flower while somebody works there
 _PATIENCE_S = 900.0  # how long a SuperLink may give no answer before following it is given up
+_FAILED = "ServerApp failed with exception: "  # what Flower puts before the sentence
 Tell = Callable[[str], None]
 
 
@@ -80,7 +81,8 @@ def verdict(folder: Path, run: Run) -> tuple[int, str]:
     if run.status == COMPLETED and (folder / folders.SUMMARY).is_file():
         return 0, clean(f"completed{folders.partial(lines)}: {folder}")
     live = folders.read_live(folder) or {}
-    why = clean(str(live.get("error") or run.details or "no reason given"))
+    # status.json may be of an attempt before, where this one has not come as far as writing it.
+    why = clean(run.details.removeprefix(_FAILED) or str(live.get("error") or "no reason given"))
     return 1, (
         f"run {run.id} ended with {run.status} after {live.get('done', 0)} rounds ({why}): see `medmap-server logs {folder}`; "
         f"to go on: medmap-server resume {folder}"
@@ -98,6 +100,7 @@ def ready_to_resume(folder: Path, known: Record, *, tell: Tell) -> None:
     last = known.attempts[-1]
     run = next((r for r in known.link.runs() if r.id == last.id), None)
     if run is None or run.over:
+        _wait_until_left(folder, last.id)
         last.ended = run.status if run else "forgotten"
         return
     if is_worked_in(folder) or folders.is_starting(last, folders.read_live(folder)):
@@ -110,22 +113,36 @@ def ready_to_resume(folder: Path, known: Record, *, tell: Tell) -> None:
     last.ended = "finished:stopped"
 
 
-def stop(folder: Path, known: Record) -> str:
-    """End the run and wait until nobody works in its folder. What can be said then. Raises RunError, FlowerError."""
+def stop(folder: Path, known: Record, *, patience_s: float = folders.STARTING_S) -> str:
+    """End the run and wait until nobody works in its folder. What can be said then.
+
+    Raises RunError, also where somebody still works there after patience_s; FlowerError.
+    """
     last = known.attempts[-1]
-    if known.link.run(last.id).over:
+    if not known.link.run(last.id).over:
+        known.link.stop(last.id)
+        last.ended = "finished:stopped"
+        note_end(folder, last)
+    elif not is_worked_in(folder):
         raise RunError(f"run {last.id} in {folder} is not going on: nothing to stop")
-    known.link.stop(last.id)
-    end = time.monotonic() + folders.STARTING_S
-    while is_worked_in(folder) and time.monotonic() < end:
-        time.sleep(_LOOK_S)
-    last.ended = "finished:stopped"
-    note_end(folder, last)
+    _wait_until_left(folder, last.id, patience_s=patience_s)
     done = (folders.read_live(folder) or {}).get("done", 0)
     return (
         f"run {last.id} is stopped after {done} rounds; its checkpoints are kept; "
         f"to go on: medmap-server resume {folder}"
     )
+
+
+def _wait_until_left(folder: Path, run: str, *, patience_s: float = folders.STARTING_S) -> None:
+    """Until nobody works in the folder any more. Raises RunError when somebody still does after patience_s."""
+    end = time.monotonic() + patience_s
+    while is_worked_in(folder):
+        if time.monotonic() > end:
+            raise RunError(
+                f"run {run} is over to Flower, but after {patience_s:g} s process {worker(folder)} still works in {folder}: "
+                "wait, or end it on this machine (kill -9)"
+            )
+        time.sleep(_LOOK_S)
 
 
 def _refuse_second(runs: list[Run]) -> None:

@@ -88,10 +88,8 @@ def _sites(sites: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _verdict(told: Mapping[str, Any]) -> str:
     if told["state"] == "complete":
         return f"complete{clean(partial(told['rounds']))}"
-    by_us, folder = bool(told["attempts"]), Path(told["folder"])
-    if not by_us and told["state"] == "cut off":  # a simulation holds no lock: it may be going on
-        return f"not complete; to go on: medmap-sim resume={folder}"
-    resume = f"medmap-server resume {folder}" if by_us else f"medmap-sim resume={folder}"
+    folder = Path(told["folder"])
+    resume = f"medmap-server resume {folder}" if told["attempts"] else f"medmap-sim resume={folder}"
     hint = _NEXT.get(told["state"], "").format(resume=resume)
     return f"{told['state']}{f'; {hint}' if hint else ''}"
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,8 +26,10 @@ from server.provision.authority import utc_now
 from server.provision.nodes import enforce
 from server.running import store
 from server.running.kit import UP, Up, superlink_port
+from server.running.lock import FolderBusy, working_in
 
 _START_S, _END_S = 120.0, 20.0
+_BUSY_S = 5.0  # how long a start waits for the SuperLink of an `up` that was killed
 _WATCH_S = 20.0  # between two looks, where systemd asks for none more often
 Tell = Callable[[str], None]
 
@@ -39,17 +41,27 @@ class Ended(Exception):
 def up(kit: Path, *, nginx: bool = False, tell: Tell = print) -> int:
     """Start the SuperLink of `kit`, and nginx in front of it if asked; watch it until it ends. The exit code.
 
-    0: ended by SIGTERM or SIGINT. 1: the SuperLink ended by itself. Raises KitError where it cannot be started.
+    0: ended by SIGTERM or SIGINT. 1: the SuperLink ended by itself. Raises KitError where it cannot be started, such as
+    beside another server of this kit: two SuperLinks in one database would spoil it, whatever their ports.
     """
     kit = kit.absolute()
     os.umask(0o077)
-    port, health_port = superlink_port(kit), _free_port()
-    if _taken(port):
+    port = superlink_port(kit)
+    try:
+        with working_in(kit / "state", wait_s=_BUSY_S) as lock:
+            return _up(kit, port, lock, nginx=nginx, tell=tell)
+    except FolderBusy:
         raise KitError(
-            f"port {port} is taken: another SuperLink runs, of this kit perhaps (`medmap-server status {kit}`, ./stop.sh)"
-        )
-    for folder in ("state", "flower"):
-        (kit / folder).mkdir(exist_ok=True)
+            f"another server of {kit} works on its database: see `medmap-server status {kit}`, end it with ./stop.sh there"
+        ) from None
+
+
+def _up(kit: Path, port: int, lock: int, *, nginx: bool, tell: Tell) -> int:
+    """lock: on the kit's state, handed to the SuperLink, which may outlive this process by seconds."""
+    if _taken(port):
+        raise KitError(f"port {port} is taken by another program: end it (`ss -ltnp` names it)")
+    health_port = _free_port()
+    (kit / "flower").mkdir(exist_ok=True)
     _write_connection(kit, port)
     if (said := store.compact(kit / "state" / "state.db")) is not None:
         tell(said)
@@ -57,7 +69,7 @@ def up(kit: Path, *, nginx: bool = False, tell: Tell = print) -> int:
         signal.signal(number, _end)
     started: list[subprocess.Popen[bytes]] = []
     try:
-        superlink = _superlink(kit, port, health_port)
+        superlink = _superlink(kit, port, health_port, lock)
         started.append(superlink)
         if nginx:
             (kit / "nginx-tmp").mkdir(exist_ok=True)
@@ -130,7 +142,7 @@ def _look(kit: Path, mine: Up, *, deadline_s: float) -> health.Health:
     return health.check(mine.port, mine.health_port, kit / AUTHORITY, deadline_s=deadline_s)
 
 
-def _superlink(kit: Path, port: int, health_port: int) -> subprocess.Popen[bytes]:
+def _superlink(kit: Path, port: int, health_port: int, lock: int) -> subprocess.Popen[bytes]:
     here = Path(sys.executable).parent
     command = [
         str(here / "flower-superlink"), "--host", "127.0.0.1", "--port", str(port), "--ssl-certfile", SERVER_CERTIFICATE,
@@ -146,18 +158,25 @@ def _superlink(kit: Path, port: int, health_port: int) -> subprocess.Popen[bytes
     }
     # The watchdog is this process's affair: a SuperLink that wrote to it would speak for itself.
     kept = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")}
-    return _start(command, kit, kept | own)
+    return _start(command, kit, kept | own, keep=(lock,))
 
 
-def _start(command: list[str], kit: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """A child that ends with this process, also where this one is killed: nobody would watch it any more."""
+def _start(
+    command: list[str], kit: Path, environment: Mapping[str, str], *, keep: Collection[int] = ()
+) -> subprocess.Popen[bytes]:
+    """A child that ends with this process, also where this one is killed: nobody would watch it any more.
+
+    keep: descriptors that it gets.
+    """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def tie() -> None:
         if libc is not None:
             libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
-    return subprocess.Popen(command, cwd=kit, env=dict(environment), stdin=subprocess.DEVNULL, preexec_fn=tie)
+    return subprocess.Popen(
+        command, cwd=kit, env=dict(environment), stdin=subprocess.DEVNULL, preexec_fn=tie, pass_fds=keep
+    )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

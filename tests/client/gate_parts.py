@@ -14,6 +14,8 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode import fleet_http_connection as links
+from flwr.supernode import main
 from flwr.supernode import start_client_internal as supernode
 from flwr.supernode.nodestate import NodeStateFactory
 
@@ -22,6 +24,7 @@ from client.gate.node import Gate
 from tests.client.test_gate_bundles import bundle
 
 STEPS = {name: getattr(supernode, name) for name in ("_pull_and_store_message", "_push_messages")}
+WAYS = [(main, "create_app", main.create_app), (links, "FleetHttpClient", links.FleetHttpClient)]
 
 
 class Link:
@@ -62,6 +65,9 @@ class Link:
         head.metadata.group_id = self.rename or head.metadata.group_id
         return head, get_object_tree(message)
 
+    def pull_object(self, run_id: int, object_id: str) -> bytes:
+        return self.parts[object_id]
+
     def send(self, message: Message, tree: Any, runtime: float) -> tuple[set[str], str]:
         self.sent.append(message)
         self.tree = tree
@@ -97,7 +103,7 @@ class Node:
         return supernode._pull_and_store_message(
             state=self.state, object_store=self.store, node_config={}, receive=self.link.receive,
             get_run=self.link.get_run, get_fab=self.link.get_fab,
-            pull_object=lambda run, object_id: self.link.parts[object_id], confirm_message_received=lambda run, message: None,
+            pull_object=self.link.pull_object, confirm_message_received=lambda run, message: None,
             trusted_entities=None,
         )  # fmt: skip
 
@@ -142,6 +148,8 @@ def node_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     """A site `north` in this folder, which has approved the bundle of the SuperLink's run."""
     for name, step in STEPS.items():
         monkeypatch.setattr(supernode, name, step)  # put back after the test
+    for module, name, way in WAYS:
+        monkeypatch.setattr(module, name, way)
     (folder / "site.yaml").write_text("manifest: data/m.csv\nname: north\n")
     node = Node(Link(bundle(folder / "app")), folder / "site.yaml")
     node.gate.bundles.approve(node.link.fab.content)

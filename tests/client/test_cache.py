@@ -155,7 +155,9 @@ def test_two_builds_of_the_same_data_leave_the_same_bytes(tmp_path):
 
 BUILD = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from client import cache as module
 from client.cache import CubeCache
 from client.manifest import read_manifest
 from configs import load_vocabulary
@@ -164,8 +166,8 @@ studies = read_manifest(Path(sys.argv[1]), load_vocabulary("medmom")).studies
 config = VolumesConfig(size=16, spacing_mm=4.0, crop="centre", cache_gb=float(sys.argv[3]))
 cache = CubeCache(Path(sys.argv[2]), config)
 print("ready", flush=True)
-for study in studies:
-    cache.entry(study)
+module.workers_for = lambda studies, slow: ThreadPoolExecutor(4)  # as for large files
+cache.entries(studies)
 print(cache.built)
 """
 

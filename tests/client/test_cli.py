@@ -12,6 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from client.check import problem_table
+from client.problems import Problem
+
 HEADER = "patient_id,study_id,modality,image,organ,abnormality,report,mask,site,split"
 
 
@@ -75,6 +78,18 @@ def test_rows_that_share_a_problem_are_shown_together(site):
     _, shown = run("check", site)
     assert shown.count("'tumor' is not an abnormality") == 1
     assert "2-9" in shown
+
+
+def test_problems_that_nobody_would_read_are_counted():
+    def told(problems: list[Problem]) -> list[str]:
+        return [str(cell) for cell in problem_table(problems).columns[2].cells]
+
+    some = [Problem(row, "image", f"{row} is missing", "Mend it") for row in range(2, 1002)]
+    alike = [Problem(row, "split", "No split", "Fill it in") for row in range(2, 5000)]
+    odd = [Problem(None, None, f"{i} is odd", "Mend it") for i in range(3)]
+    assert told(some) == [p.problem for p in some]  # as many as fit, all of them
+    assert told([*alike, *some[:-1]]) == ["No split", *(p.problem for p in some[:-1])]  # what rows share is one line
+    assert told([*some, *alike, *odd])[999:] == ["1001 is missing", "And 4 problems more: split 1, file 3"]
 
 
 def test_a_mask_elsewhere_is_found(site):

@@ -20,7 +20,7 @@ from client.privacy.ledger import Key, Ledger
 from medmap_model import contract
 from medmap_model.accounting import Cost
 from medmap_model.contract import Task
-from tests.client.gate_parts import STEPS, Link, Node, node_at
+from tests.client.gate_parts import STEPS, WAYS, Link, Node, node_at
 from tests.client.test_egress import array, arrays, said
 from tests.client.test_gate_bundles import bundle
 
@@ -111,6 +111,49 @@ def test_a_reply_that_may_not_leave_becomes_a_refusal_and_the_log_says_why(node,
     assert SECRET not in node.gate.audit.path.read_text()
 
 
+def test_a_card_leaves_under_this_sites_name_alone(node, caplog):
+    for site, names, said_by in (
+        ("north", {"T1": 40}, None),
+        ("south", {"T1": 40}, "egress"),
+        ("north", {"Anna": 40}, "egress"),
+    ):
+        node.link.ask("query", RecordDict())
+        card = contract.Card(site, names, {"brain": 40}, {"train": 40}, "ab", "cd")
+        node.round(lambda request, card=card: Message(RecordDict({"card": said("card", card)}), reply_to=request))
+        reply = node.link.reply()
+        assert (code(reply) if contract.REFUSAL in reply.content else None) == said_by, (site, names)
+    assert "the card is of 'south', and site.yaml has name: north" in caplog.text
+
+
+def test_an_incident_that_the_worker_names_stays_and_its_log_line_is_found_by_the_gates(node, caplog):
+    node.link.ask("train", train())
+    mine = RecordDict({contract.REFUSAL: ConfigRecord({"code": "data", "incident": "4711beef"})})
+    node.round(lambda request: Message(mine, reply_to=request))
+    sent = dict(node.link.reply().content[contract.REFUSAL])  # type: ignore[call-overload]
+    assert sent["code"] == "data" and b"4711beef" not in b"".join(node.link.objects.values())
+    assert (
+        f"incident {sent['incident']} (data): the worker refused; worker.log has it as incident 4711beef" in caplog.text
+    )
+    assert list(read(node.gate.audit.path))[-1]["incident"] == sent["incident"]
+
+
+def test_the_order_of_names_is_not_the_workers(node):
+    groups = ["encoder/T2", "fusion", "encoder/T1"]
+    vectors = ArrayRecord({g: array(np.full(3, i, np.float32)) for i, g in enumerate(groups)})
+    node.link.ask("train", train(arrays=vectors))
+
+    def shuffled(request: Message) -> Message:
+        figures = MetricRecord({"val_loss": 1.0, "loss": 0.5})
+        return Message(RecordDict({"metrics": figures, "arrays": request.content["arrays"]}), reply_to=request)
+
+    made = node.round(shuffled)
+    reply = node.link.reply()
+    assert made and list(made.content["arrays"]) == groups and list(made.content) == ["metrics", "arrays"]
+    assert list(reply.content) == ["arrays", "metrics"] and list(reply.content["arrays"]) == sorted(groups)
+    assert list(reply.content["metrics"]) == ["loss", "val_loss"]
+    assert contract.decode_vector(reply.content["arrays"]["encoder/T1"].data)[0] == 2, "each under its own name"
+
+
 def test_the_text_of_a_runtimes_error_stays(node, caplog):
     node.link.ask("train", train())
     node.round(lambda request: Message(Error(1, f"<class 'ImportError'>:<'{SECRET}'>"), reply_to=request))
@@ -179,10 +222,11 @@ def test_a_request_is_answered_once_also_after_a_restart(node, tmp_path):
     assert again.round(good), "the next one is as good as any"
 
 
-def test_a_request_whose_envelope_lies_about_its_kind_is_not_taken(node):
+def test_a_request_whose_envelope_lies_about_its_kind_is_not_taken(node, caplog):
     node.link.ask("train", train(), envelope="query")
-    assert node.pull() is None and node.work(good) is None
-    assert list(read(node.gate.audit.path))[-1]["outcome"].startswith("not received")
+    assert node.round(good) is None and code(node.link.reply()) == "task"
+    assert "of another kind or run than its envelope says" in caplog.text
+    assert [r["outcome"] for r in read(node.gate.audit.path)] == ["refused: task", "sent: refusal task"]
 
 
 def test_a_second_reply_to_a_request_is_dropped(node, caplog):
@@ -248,3 +292,9 @@ def test_another_flower_is_refused(node, monkeypatch):
     monkeypatch.delattr(supernode, "_push_messages")
     with pytest.raises(GateError, match="not one that the gate knows"):
         node.gate.install()
+    vars(supernode).update(STEPS)
+    for module, name, _ in WAYS:
+        with monkeypatch.context() as other:
+            other.delattr(module, name)
+            with pytest.raises(GateError, match="not one that the gate knows"):
+                node.gate.install()

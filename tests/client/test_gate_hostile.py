@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
 
 from client.gate.audit import AuditError, read
 from client.gate.bundles import sha256
+from client.gate.node import Ended
 from tests.client.gate_parts import Node, node_at
 from tests.client.test_gate import code, good, train
 from tests.client.test_gate_bundles import bundle
@@ -71,6 +73,23 @@ def test_nothing_comes_or_leaves_while_the_audit_log_cannot_be_written(node, mon
         node.push()
         assert not node.link.sent and not node.link.objects
         node.link.ask("train", train())
-        with pytest.raises(AuditError):  # which ends the gate: Flower's main loop lets it through
+        with pytest.raises(Ended, match="no room"):  # no Exception: those Flower would swallow
             node.pull()
         assert node.work(good) is None, "the worker was not given what the log does not have"
+
+
+def test_refused_requests_are_taken_slowly_when_they_do_not_end(node, monkeypatch):
+    """Each leaves two lines in the audit log: at full speed a server could fill the disk, which ends the gate."""
+    pauses: list[float] = []
+    node.link.run.primary_task_type = TaskType.AGENT_APP
+    monkeypatch.setattr("client.gate.node.time.sleep", pauses.append)
+    for _ in range(12):
+        node.link.ask("train", train())
+        assert node.round(good) is None and code(node.link.reply()) == "task"
+    assert len(pauses) == 2 and min(pauses) >= 1
+    node.link.run.primary_task_type = TaskType.CLIENT_APP
+    node.link.ask("train", train())
+    assert node.round(good) is not None
+    node.link.run.fab_hash = "0" * 64
+    node.link.ask("train", train())
+    assert node.round(good) is None and len(pauses) == 2, "patience is back"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,11 @@ from client.app import app
 from client.policy import Egress, Privacy, read_site
 from client.site import SiteError, open_site
 from configs import to_json
-from configs.federated import PrivacyConfig
+from configs.federated import PrivacyConfig, StrategyConfig
 from configs.setting import ConfigError
 from medmap_model import contract
 from simulation.engines import InProcessGrid
-from tests.conftest import small_config
+from tests.conftest import small_config, write_hospital
 
 
 def write(folder: Path, text: str) -> Path:
@@ -55,6 +57,8 @@ def test_what_is_not_said_has_a_default_and_paths_are_the_files_own(tmp_path):
         ("manifest: m.csv\negress: {metrics: [loss, age]}\n", "egress.metrics: age is not a choice: take one of loss"),
         ("manifest: m.csv\negress: {minimum_cohort: few}\n", "'few' is not a whole number"),
         ("manifest: m.csv\negress: {maximum_mb: 0}\n", "egress.maximum_mb: 0 is out of range"),
+        ("manifest: m.csv\negress: {maximum_request_mb: 0}\n", "egress.maximum_request_mb: 0 is out of range"),
+        ("manifest: m.csv\negress: {secure_minimum: 1}\n", "egress.secure_minimum: 1 is out of range: take 2 or more"),
         ("manifest: m.csv\nname: [\n", "line 3 is not YAML"),
         ("- a\n", "holds no settings"),
     ],
@@ -109,9 +113,59 @@ def test_a_hospital_with_few_patients_behind_a_number_takes_no_part(tmp_path, ho
     assert set(ask(site, cache, "query", RecordDict())) == {contract.CARD}
 
 
+def test_it_is_patients_that_are_counted_behind_a_modality_not_their_volumes(tmp_path, caplog):
+    """Of T1 four volumes, of two patients; of FLAIR four, of four."""
+    manifest = write_hospital(tmp_path / "data", ["T1", "FLAIR"], patients=4)
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows = [r for r in rows if not (r["patient_id"] in ("data-train-2", "data-train-3") and r["modality"] == "T1")]
+    for row in [r for r in rows if r["patient_id"] in ("data-train-0", "data-train-1") and r["modality"] == "T1"]:
+        again = f"again-{row['image']}"
+        shutil.copy(manifest.parent / row["image"], manifest.parent / again)
+        rows.append(row | {"study_id": again, "image": again})
+    with manifest.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    text = f"manifest: {manifest}\ncache_dir: c\negress: {{minimum_cohort: 4}}\n"
+    assert ask(write(tmp_path, text), tmp_path, "query", RecordDict())[contract.REFUSAL]["code"] == "egress"
+    assert "volumes of 'T1': 2 patients, and site.yaml has egress.minimum_cohort 4" in caplog.text
+    for kind in ("train", "evaluate"):  # of a server that has not asked for the card
+        caplog.clear()
+        assert ask(tmp_path / "site.yaml", tmp_path, kind, RecordDict())[contract.REFUSAL]["code"] == "egress"
+        assert "egress.minimum_cohort 4" in caplog.text
+    lower = write(tmp_path, text.replace("4}", "2}"))
+    card = json.loads(str(ask(lower, tmp_path, "query", RecordDict())[contract.CARD][contract.CARD]))
+    assert card["volumes"] == {"T1": 4, "FLAIR": 4} and card["site"] == "data"
+    hidden = write(tmp_path, text + "privacy: {cohort: hidden}\n")
+    private = ("privacy=patient_dp", "stage.pretrain.rounds=0")
+    assert contract.CARD in ask(hidden, tmp_path, "query", RecordDict(), *private), "noise is told"
+
+
+def test_a_run_whose_secure_sums_may_be_over_fewer_sites_than_site_yaml_says_is_not_joined(
+    tmp_path, hospitals, cache, caplog
+):
+    text = f"manifest: {hospitals['east']}\ncache_dir: {cache}\negress: {{minimum_cohort: 0}}\n"
+    two, three = (("strategy=secure", f"strategy.secure_min={n}") for n in (2, 3))
+    step = RecordDict({"secure": ConfigRecord({"secure": contract.to_json({"round": "ab", "me": 1})})})
+    site = write(tmp_path, text)
+    for kind, content in (("query", RecordDict()), ("query.secure_keys", step)):
+        caplog.clear()
+        assert ask(site, cache, kind, content, *two)[contract.REFUSAL]["code"] == "policy"
+        assert (
+            "the run sums 2 sites or more (strategy.secure_min), and site.yaml has egress.secure_minimum 3"
+            in caplog.text
+        )
+    assert contract.SECURE in ask(site, cache, "query.secure_keys", step, *three)
+    site = write(tmp_path, text.replace("cohort: 0", "cohort: 0, secure_minimum: 2"))
+    assert contract.CARD in ask(site, cache, "query", RecordDict(), *two)
+    Egress().check_sum(StrategyConfig(secure_min=2))  # of which nothing is summed secretly
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_the_budget_is_told_or_not_as_the_hospital_says(tmp_path, hospitals, cache, told):
-    text = f"manifest: {hospitals['east']}\ncache_dir: {cache}\nprivacy: {{ledger: n.db, epsilon: 3, tell_budget: {str(told).lower()}}}\n"
+    text = f"manifest: {hospitals['east']}\ncache_dir: {cache}\negress: {{minimum_cohort: 4}}\n"
+    text += f"privacy: {{ledger: n.db, epsilon: 3, tell_budget: {str(told).lower()}}}\n"
     request = ConfigRecord(
         {"request": contract.to_json(contract.Request(["brain"], epsilon=0.5, run="r", message="m"))}
     )

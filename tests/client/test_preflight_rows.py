@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from client.preflight.budget import budget
 from client.preflight.data import cohort, duplicates, manifest, modalities, splits, voxel_hash
 from client.preflight.rows import Subject
 from client.privacy.ledger import Key, Ledger
+from configs import ROOT
 from medmap_model.accounting import Cost
 from tests.client.preflight_parts import subject, told, write_site
 from tests.conftest import write_hospital
@@ -97,6 +99,36 @@ def test_too_small_a_number_is_named_unless_it_is_told_with_noise(hospital):
     assert cohort(subject(hidden)).result == "ok"
 
 
+def test_the_cohort_is_counted_in_patients_and_without_what_cannot_be_read(hospital):
+    file_of(hospital, "train-1", "T1").write_bytes(b"junk")
+    row = cohort(of(hospital))
+    assert row.result == "failed" and "T1 3" in row.found and "FLAIR" not in row.found
+    copy_voxels(file_of(hospital, "train-0", "T1"), hospital.parent / "again.nii.gz", change=1)
+    edit(hospital, lambda rows: rows.append(rows[0] | {"study_id": "again", "image": "again.nii.gz"}))
+    assert [s.study_id for s in of(hospital).checked.usable].count("again") == 1, "four volumes, of three patients"
+    row = cohort(of(hospital))
+    assert row.result == "failed" and "T1 3" in row.found
+    assert cohort(subject(write_site(hospital.parent, hospital), headers_only=True)).result == "failed"
+
+
+def test_names_that_the_gate_would_not_let_out_are_named_before(hospital, tmp_path):
+    text = (ROOT / "vocabulary" / "medmom.yaml").read_text()
+    (tmp_path / "ours.yaml").write_text(re.sub(r"\bT1\b", "T1w", text))
+    edit(hospital, lambda rows: [r.update(modality="T1w") for r in rows if r["modality"] == "T1"])
+    site = write_site(hospital.parent, hospital)
+    run = f"data.vocabulary={tmp_path / 'ours.yaml'}"
+    row = cohort(subject(site, run))
+    assert (
+        row.result == "failed"
+        and row.found.startswith("T1w: in the run's vocabulary")
+        and "egress.vocabulary" in row.remedy
+    )
+    site.write_text(
+        site.read_text().replace("minimum_cohort: 4", f"minimum_cohort: 4, vocabulary: {tmp_path / 'ours.yaml'}")
+    )
+    assert cohort(subject(site, run)).result == "ok"
+
+
 def copy_voxels(source: Path, target: Path, *, change: int = 0) -> None:
     """The same voxels (the last one changed by so much) under another description, packed otherwise."""
     image = nib.load(source)
@@ -119,6 +151,21 @@ def test_the_same_image_under_two_patients_is_found_whatever_its_header(hospital
     copy_voxels(source, file_of(hospital, "train-2", "T1"))
     copy_voxels(file_of(hospital, "test-1", "FLAIR"), target)
     assert "1 image under two patients, 0 of them in two splits" in duplicates(of(hospital)).found
+
+
+def test_another_export_of_an_image_is_the_same_and_its_mirror_image_is_not(tmp_path):
+    rng = np.random.default_rng(0)
+    image = nib.Nifti1Image(rng.integers(0, 900, (6, 7, 8)).astype(np.int16), np.diag([2.0, 3, 4, 1]))
+    exports = {
+        "plain": image,
+        "float": nib.Nifti1Image(np.asarray(image.dataobj, np.float64), image.affine),
+        "turned": image.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]])),
+        "mirrored": nib.Nifti1Image(np.asarray(image.dataobj)[::-1].copy(), image.affine),
+    }
+    for name, export in exports.items():
+        nib.save(export, tmp_path / f"{name}.nii.gz")
+    plain, as_float, turned, mirrored = (voxel_hash(tmp_path / f"{name}.nii.gz") for name in exports)
+    assert plain == as_float == turned != mirrored
 
 
 def test_the_same_image_twice_with_one_patient_is_a_warning(hospital):

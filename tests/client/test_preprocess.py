@@ -152,6 +152,26 @@ def test_another_tool_or_version_makes_new_cubes(tmp_path, monkeypatch):
     assert built == [1, 1, 1]
 
 
+def test_a_tool_that_failed_is_tried_again_at_the_next_start_and_what_cannot_be_used_is_not(tmp_path, monkeypatch):
+    one, config = study(tmp_path / "scans"), replace(PLAIN, skull_strip="hook")
+    tool, marker = tmp_path / "tool.py", tmp_path / "works"
+    tool.write_text(
+        f"import pathlib, sys, nibabel as nib, numpy as np\nif not pathlib.Path({str(marker)!r}).exists(): sys.exit(137)\n"
+        "image = nib.load(sys.argv[1])\nvoxels = np.asarray(image.dataobj).copy()\nvoxels[:, :10] = 0\n"
+        "nib.save(nib.Nifti1Image(voxels, image.affine), sys.argv[2])\n"
+    )
+    monkeypatch.setenv(HOOK, f"{shlex.quote(sys.executable)} {shlex.quote(str(tool))} {{input}} {{output}}")
+    failed = CubeCache(tmp_path / "cache", config).entry(one)
+    assert failed.modalities == () and "ended with 137" in failed.problems[0].problem and failed.path.exists()
+    marker.touch()
+    again = CubeCache(tmp_path / "cache", config)
+    assert again.entry(one).modalities == ("T1", "T2") and again.built == 1
+    monkeypatch.setenv(HOOK, "cp {input} {output}")  # changes nothing, however often
+    for built in (1, 0):
+        cache = CubeCache(tmp_path / "cache", config)
+        assert "changed nothing" in cache.entry(one).problems[0].problem and cache.built == built
+
+
 def test_a_tool_that_is_not_there_is_one_sentence_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     for change in ({"bias_correction": "n4"}, {"register": "rigid"}):

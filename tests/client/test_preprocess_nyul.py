@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,13 +16,16 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.preprocess.nyul import check, read_landmarks, scale_of, standardised
-from client.problems import DataError
+from client.problems import DataError, SiteError
 from client.records import SiteRecords
+from client.site import open_site
 from client.volumes import CLIP_Z
-from configs import load, load_vocabulary
+from configs import load, load_vocabulary, to_json
 from configs.setting import ConfigError
 from medmap_model import load as load_model
+from medmap_model.contract import Request
 from medmap_model.landmarks import landmarks_of
+from medmap_model.releases import SHIFT
 from medmap_model.text import build_text_encoder
 from server.export.card import write_card
 from tests.conftest import small_config
@@ -104,21 +108,32 @@ def test_privacy_refuses_landmarks_that_a_site_learns_and_takes_public_ones():
     with pytest.raises(ConfigError, match="public ones"):
         check_settings(load([*private]))
     check_settings(load([*private, f"data.volumes.landmarks={{T1: {[float(v) for v in range(11)]}}}"]))
-    check(load([NYUL]))
+    plain = load([NYUL])
+    check(plain)
+    for release in ({"shift_epsilon": 2.0}, {"landmarks_epsilon": 8.0}, {"validations": 1}):
+        with pytest.raises(ConfigError, match="a release with noise"):
+            check(replace(plain, privacy=replace(plain.privacy, **release)))
+
+
+def test_a_site_that_learnt_its_landmarks_releases_nothing_whatever_the_run_announced(tmp_path):
+    config = small_config(NYUL, f"privacy.ledger_dir={tmp_path / 'ledgers'}")
+    site = open_site(to_json(config), "north", (hospital(tmp_path / "north", 1.0),), tmp_path / "cache")
+    with pytest.raises(SiteError, match="learnt") as error:
+        site.release_cohort(Request(["brain"], epsilon=1.0, tables=list(SHIFT), run="r", number=1))
+    assert error.value.code == "policy" and not (tmp_path / "ledgers").exists()
 
 
 def test_a_site_itself_refuses_before_it_opens_a_volume(tmp_path):
-    from client.problems import SiteError
-    from client.site import open_site
-    from configs import to_json
-
     config = small_config("privacy=patient_dp", "stage.pretrain.objective=bank", NYUL)
     with pytest.raises(SiteError, match="public ones") as error:
         open_site(to_json(config), "north", (hospital(tmp_path / "north", 1.0),), tmp_path / "cache")
     assert error.value.code == "policy" and not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("row", ["[1.0,2.0]", "[0.0,1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0,9.0,9.0]"])
+@pytest.mark.parametrize(
+    "row",
+    ["[1.0,2.0]", "[0.0,1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0,9.0,9.0]", "[-inf,1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0,9.0,9.5]"],
+)
 def test_landmarks_that_are_none_are_refused(row):
     with pytest.raises(ConfigError, match=r"data\.volumes\.landmarks, T1: give 11 increasing numbers"):
         check(load([f"data.volumes.landmarks={{T1: {row}}}"]))
@@ -162,7 +177,9 @@ def test_a_model_says_what_was_done_to_volumes_and_predict_does_the_same(tmp_pat
         about.write_text(json.dumps(info))
     model = load_model(run)
     card = write_card(model.info, None, kind="safetensors")
-    assert "N4" in card and "Nyul" in card and "registered" not in card
+    assert "N4" in card and "Nyul" in card and "registered" not in card and "each site learnt" in card
+    shared = model.info | {"volumes": model.info["volumes"] | {"landmarks": {"T1": list(range(11))}}}
+    assert "the same at all sites" in write_card(shared, None, kind="safetensors")
     refused = CliRunner().invoke(app, predict)
     assert refused.exit_code == 1 and re.search("no landmarks of", refused.stderr)
     file = tmp_path / "l.yaml"

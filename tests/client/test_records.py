@@ -278,5 +278,7 @@ def test_memory_is_bounded_and_the_rest_comes_from_the_cache(hospital):
         for file in folder.iterdir():
             file.unlink()
     assert all(same(a, b) for a, b in zip(batches, held.eval_batches(split="train", organ="brain"), strict=True))
-    with pytest.raises(DataError, match="cache"):
-        list(records.eval_batches(split="train", organ="brain"))
+    cubes = hospital.folder / "cache" / "cubes"
+    assert not [p for p in cubes.rglob("*") if p.is_file()]
+    assert all(same(a, b) for a, b in zip(batches, records.eval_batches(split="train", organ="brain"), strict=True))
+    assert [p for p in cubes.rglob("*") if p.is_file()], "what is not held is read, and made again where it is gone"

@@ -14,6 +14,7 @@ from client.cache import CubeCache
 from client.manifest import Study
 from client.problems import DataError
 from client.records import SiteRecords
+from client.room import Room
 from configs import load_vocabulary
 from configs.schema import VolumesConfig
 from tests.client.test_cache import CONFIG, make_study, write_volume
@@ -76,6 +77,26 @@ def test_a_folder_that_was_full_before_is_brought_within_the_bound(tmp_path):
     assert size_of(tmp_path / "cache") > limit
     CubeCache(tmp_path / "cache", config).entry(studies[19])
     assert size_of(tmp_path / "cache") <= limit
+
+
+def test_a_folder_that_is_full_is_brought_within_a_new_bound_although_nothing_is_prepared(tmp_path):
+    config, studies, limit = bounded(tmp_path, studies=5, of=20)
+    CubeCache(tmp_path / "cache", CONFIG).entries(studies)
+    assert size_of(tmp_path / "cache") > limit
+    CubeCache(tmp_path / "cache", config)
+    assert 0 < size_of(tmp_path / "cache") <= limit
+
+
+def test_a_study_that_others_delete_as_soon_as_it_is_made_is_handed_out_all_the_same(tmp_path, monkeypatch):
+    """What several processes do to one another where the bound is a few studies."""
+    config, studies, _ = bounded(tmp_path, studies=1, of=3)
+    expected = [entry.read() for entry in CubeCache(tmp_path / "free", CONFIG).entries(studies)]
+    cache = CubeCache(tmp_path / "cache", config)
+    monkeypatch.setattr(Room, "took", lambda self, path: path.unlink())
+    entries = cache.entries(studies)
+    assert size_of(tmp_path / "cache") == 0
+    for study, entry, cubes in zip(studies, entries, expected, strict=True):
+        assert np.array_equal(cache.read(entry, study), cubes)
 
 
 def test_a_site_trains_on_the_same_batches_whatever_the_bound(tmp_path, hospitals):

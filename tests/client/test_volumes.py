@@ -204,6 +204,7 @@ def broken(kind: str) -> bytes:
     affine = {
         "no affine": np.zeros((4, 4)),
         "flat affine": np.array([[4.0, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 0], [0, 0, 0, 1]]),
+        "far away": np.array([[4.0, 0, 0, 1e30], [0, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1]]),
     }
     image = nib.Nifti1Image(values, AFFINE)
     if kind in affine:
@@ -217,6 +218,7 @@ KINDS = {
     "truncated gzip": "truncated", "damaged gzip": "damaged", "truncated nii": "truncated", "not an image": "not a NIfTI",
     "dicom": "DICOM", "empty": "empty", "4D": "4 dimensions", "one slice": "not a volume", "complex": "no numbers", "NaN": "NaN",
     "infinite": "infinite", "constant": "one value", "no affine": "affine", "flat affine": "affine",
+    "far away": "places it at 1e+30, 0, 0 mm",
 }  # fmt: skip
 
 

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from configs import load_vocabulary
 from configs.schema import Config, ModelConfig, TextConfig
 from medmap_model import checkpoint, load
-from medmap_model.checkpoint import CheckpointError, Companions, TextTable
+from medmap_model.checkpoint import CheckpointError, Companions
 from medmap_model.model import build_model
-from medmap_model.text import build_text_encoder
+from medmap_model.text import TextTable, build_text_encoder
 from medmap_model.vocabulary import Vocabulary
 from tests.server.test_rounds import Hospitals, federation
 from tests.trained import config, trained_run

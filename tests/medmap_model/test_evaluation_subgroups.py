@@ -109,6 +109,14 @@ def test_curves_have_the_area_the_operating_point_and_the_calibration_error_of_t
     assert error == pytest.approx(scores(y, p)["ece"], abs=1e-6)
 
 
+def test_a_short_curve_has_scikit_learns_points_and_ties_are_one():
+    y, p = _drawn(2, 80, 5)
+    p = p.round(1)
+    drawn = curves(y, p, classes=("no_tumour", "tumour"))["roc"]["tumour"]["points"]
+    assert drawn == np.stack(roc_curve(y, p[:, 1], drop_intermediate=False)[:2], 1).round(4).tolist()
+    assert len(drawn) == len(np.unique(p[:, 1])) + 1 < 20
+
+
 def test_curves_of_two_classes_of_several_labels_and_of_nobody():
     assert list(curves(*_drawn(2, 40, 0), classes=("no_tumour", "tumour"))["roc"]) == ["tumour"]
     several = curves(np.array([1, 2, 3, 0]), np.full((4, 2), 0.3), classes=("a", "b"), multi_label=True)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from configs.schema import EncoderConfig, FinetuneConfig, FusionConfig, ModelConfig
+from configs.schema import EncoderConfig, FusionConfig, ModelConfig
+from configs.stages import FinetuneConfig
 from medmap_model.batch import Batch
 from medmap_model.fusion import drop_modalities
 from medmap_model.model import build_model

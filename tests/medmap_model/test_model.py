@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.func import functional_call, grad
 
-from configs.schema import EncoderConfig, FinetuneConfig, FusionConfig, ModelConfig, PretrainConfig
+from configs.schema import EncoderConfig, FusionConfig, ModelConfig
+from configs.stages import FinetuneConfig, PretrainConfig
 from medmap_model.batch import Batch
 from medmap_model.encoders import ModelError
 from medmap_model.fusion import FusionInput, build_fusion, drop_modalities

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.schema import FinetuneConfig
+from configs.stages import FinetuneConfig
 from medmap_model import objectives as o
 from medmap_model.vocabulary import Organ
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs.schema import PretrainConfig
+from configs.stages import PretrainConfig
 from medmap_model import objectives as o
 
 

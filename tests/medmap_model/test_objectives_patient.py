@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from configs.schema import EncoderConfig, FusionConfig, ModelConfig, PretrainConfig
+from configs.schema import EncoderConfig, FusionConfig, ModelConfig
+from configs.stages import PretrainConfig
 from medmap_model import objectives as o
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP, build_model

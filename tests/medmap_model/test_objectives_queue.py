@@ -13,7 +13,8 @@ import torch
 from client.site import open_records
 from client.training import Trainer
 from configs import load_vocabulary
-from configs.schema import EncoderConfig, FusionConfig, ModelConfig, PretrainConfig
+from configs.schema import EncoderConfig, FusionConfig, ModelConfig
+from configs.stages import PretrainConfig
 from medmap_model import objectives as o
 from medmap_model.batch import Batch
 from medmap_model.contract import Task

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs.schema import EncoderConfig, FusionConfig, ModelConfig, PretrainConfig
+from configs.schema import EncoderConfig, FusionConfig, ModelConfig
 from configs.setting import ConfigError
+from configs.stages import PretrainConfig
 from medmap_model import objectives as o
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP, build_model

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import EncoderConfig, FusionConfig, ModelConfig, PretrainConfig
+from configs.schema import EncoderConfig, FusionConfig, ModelConfig
 from configs.setting import ConfigError
+from configs.stages import PretrainConfig
 from medmap_model import groups
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP, build_model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import PretrainConfig
+from configs.stages import PretrainConfig
 from medmap_model.evaluation import scores
 from medmap_model.evaluation.missing import Encodings, encode_all
 from medmap_model.evaluation.zero_shot import study_embeddings, zero_shot

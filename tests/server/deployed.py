@@ -47,6 +47,11 @@ class Deployed:
         self._start("server", [BIN / "medmap-server", "up", self.kit, *options], self.folder, environment)
         self.wait("the server is up", "server")
 
+    def serving(self) -> None:
+        """`server`, unless it is up."""
+        if self.processes["server"].poll() is not None:
+            self.server()
+
     def site(self, name: str) -> None:
         """A stock SuperNode with the key of the site's kit, and its small hospital."""
         kit = self.kits / name
@@ -70,10 +75,10 @@ class Deployed:
             assert time.monotonic() < end, nodes
             time.sleep(0.5)
 
-    def command(self, *arguments: object, wait_s: float = 240) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: object, wait_s: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
         """medmap-server, as a person calls it."""
         return subprocess.run(
-            [BIN / "medmap-server", *map(str, arguments)], cwd=self.folder, env=self.environment({}),
+            [BIN / "medmap-server", *map(str, arguments)], cwd=self.folder, env=self.environment(environment),
             capture_output=True, text=True, timeout=wait_s, check=False,
         )  # fmt: skip
 

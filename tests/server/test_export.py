@@ -17,11 +17,11 @@ from client.exams import read_exams
 from client.predict import predict
 from configs import load as load_config
 from medmap_model import load
-from medmap_model.checkpoint import Companions, TextTable, find
+from medmap_model.checkpoint import Companions, find
 from medmap_model.detector import Detector
 from medmap_model.groups import layout, pack
 from medmap_model.model import build_model
-from medmap_model.text import build_text_encoder
+from medmap_model.text import TextTable, build_text_encoder
 from medmap_model.vocabulary import Vocabulary
 from server import checkpoint
 from server.cli import app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,10 +13,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from configs.kits import SERVER_CERTIFICATE, SERVER_KEY
 from server.health import check
 from server.running import kit
 from tests.server.deployed import Deployed
@@ -86,8 +89,13 @@ def test_a_hung_server_is_told_from_one_that_serves_and_systemd_hears_only_of_th
 
     told = server.command("status", server.kit, "--json")
     assert told.returncode == 0 and json.loads(told.stdout)["server"]["state"] == "serving"
-    second = server.command("up", server.kit)
-    assert second.returncode == 1 and "is taken" in second.stderr and second.stderr.count("\n") == 1
+    held = {os.path.realpath(f) for f in Path(f"/proc/{server.superlink()}/fd").iterdir()}
+    assert str(server.kit / "state" / ".lock") in held, (
+        "the SuperLink of an `up` that was killed still has the database"
+    )
+    # At another port it would open the same database.
+    second = server.command("up", server.kit, SUPERLINK_PORT=str(free_port()))
+    assert second.returncode == 1 and "works on its database" in second.stderr and second.stderr.count("\n") == 1
 
     os.kill(server.superlink(), signal.SIGKILL)
     assert server.processes["server"].wait(30) == 1
@@ -110,7 +118,21 @@ class Answers:
         self.kept = []
         while True:
             self.kept.append(self.socket.accept()[0])
-            does(self.kept[-1])
+            threading.Thread(target=does, args=(self.kept[-1],), daemon=True).start()
+
+
+def trickling(kit: Path) -> Callable[[socket.socket], None]:
+    """With the kit's certificate: an answer that comes a byte at a time."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(kit / SERVER_CERTIFICATE, kit / SERVER_KEY)
+
+    def answer(plain: socket.socket) -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as to:
+            for byte in b"HTTP/1.1 200 OK\r\n":
+                to.sendall(bytes([byte]))
+                time.sleep(0.2)
+
+    return answer
 
 
 def test_what_listens_and_says_nothing_hangs_and_what_talks_otherwise_is_no_superlink(tmp_path):
@@ -118,6 +140,10 @@ def test_what_listens_and_says_nothing_hangs_and_what_talks_otherwise_is_no_supe
     authority = Coordinator(tmp_path).provisioned().kits / "server" / "ca.crt"
     silent, rude = Answers(lambda s: None), Answers(lambda s: s.sendall(b"SSH-2.0\r\n"))
     assert check(silent.port, silent.port, authority, deadline_s=1).state == "hung"
+    # Bytes that never make an answer, each of them in time: the one deadline is of the whole look.
+    slow = Answers(trickling(authority.parent))
+    told = check(slow.port, free_port(), authority, deadline_s=1)
+    assert (told.state, told.detail) == ("hung", "HTTP: no answer in 1 s")
     # The gRPC side is there no more while the HTTP side hangs: still a server that is stuck, not one that is gone.
     assert check(silent.port, free_port(), authority, deadline_s=1).state == "hung"
     told = check(rude.port, rude.port, authority, deadline_s=1)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from server.progress import Event, LiveBars, PlainLines, TensorBoard, clock_time, make_progress
+from server.progress import Event, LiveBars, PlainLines, clock_time, make_progress
+from simulation.board import TensorBoard
 
 
 class Clock:

@@ -47,21 +47,24 @@ BARE = {
     "communication": {"bytes_down": None, "bytes_up": None, "bytes_full_model": None},
     "timing": {"wall_s": None, "train_s": None, "overhead_share": None, "rounds": []},
 }
-EXTRA = (
-    "subgroup results",
-    "zero-shot results",
-    "retrieval results",
-    "results with missing modalities",
-    "results on corrupted scans; evaluation=full measures them",
-    "importance of modalities",
-)
-# What Flower's own app leaves: no data, no sites, no scores.
-FLOWER = {
+# What a deployed run leaves: no test scores, no partition, no examples; sites that no word of a scanner was heard of.
+DEPLOYED = {
     "schema_version": 1,
     "status": "completed",
     "seed": 0,
     "engine": "flower",
-    "communication": {"bytes_up": 1},
+    "data": {"kind": "manifest", "note": "Each hospital brought patients of its own."},
+    "sites": [
+        {"name": s, "modalities": ["T1"], "organs": ["brain"], "studies": {"train": 9}} for s in ("north", "south")
+    ],
+    "model": {"name": "tiny", "groups": [{"name": f"encoder/{m}", "megabytes": 1.0} for m in ("T1", "T2", "DWI")]},
+    "stages": {"finetune": {"rounds": 1, "loss": [0.7], "val_score": [0.913]}},
+    "participation": [{"stage": "finetune", "round": 1, "returned": ["north", "south"]}],
+    "communication": {"bytes_up": 2e6, "bytes_down": 2e6, "bytes_full_model": 3e6, "per_group": {"encoder/T1": 2e6}},
+    "timing": {"rounds": [65.0]},
+    "private_updates": False,
+    "privacy": None,
+    "validation": None,
 }
 
 
@@ -136,15 +139,44 @@ def test_missing_is_a_dash_never_zero(tmp_path: Path) -> None:
     assert "Not a finished run." in text
     assert "Federated 0.80 (brain AUROC, common test set)." in text
     assert "Privacy is off" not in text
-    assert "1.25 3.00 1e-05 patient" in text
+    assert "1.25 3.00 patient 1e-05" in text
     assert "Server to sites –" in text
     assert not re.search(r"\b0\.0+\b", text)
-    for part in ("learning curves", "cross-site results", "examples", "configuration", *EXTRA):
-        assert f"This run holds no {part}." in text
+    nothing = "Subgroups, Learning curves, Cross-site, Who has what, Shift, Participation, Examples, Module groups, Timing and Configuration."
+    assert f"{nothing} The run's folder holds nothing of it." in text
+    unmeasured = "Zero-shot, Missing modalities, Corruptions and What mattered."
+    assert f"{unmeasured} This run did not measure it; evaluation=full does." in text
+
+
+@pytest.mark.parametrize("summary", [{"status": "completed"}, BARE, DEPLOYED, full_summary()])
+def test_a_section_is_there_with_content_or_not_at_all(summary: dict[str, Any], tmp_path: Path) -> None:
+    page = page_of(summary, tmp_path)
+    sections = dict(re.findall(r'<section aria-labelledby="([\w-]+)">(.*?)</section>', page, re.DOTALL))
+    assert list(sections) == re.findall(r'<a href="#([\w-]+)">', page), "the list of sections is that of the sections"
+    assert all(plain(re.sub("<h2.*?</h2>", "", text)).strip() for text in sections.values())
+
+
+def test_a_deployed_run_says_what_it_knows_and_which_command_fills_the_rest(tmp_path: Path) -> None:
+    page = page_of(DEPLOYED, tmp_path)
+    text = plain(page)
+    assert "Each hospital brought patients of its own." in text and "Privacy is off." in text
+    assert "Validation AUROC 0.91 after round 1 of stage 2, on the sites' own validation patients." in text
+    assert (
+        "Results, Subgroups, Cross-site, Zero-shot, Missing modalities, Corruptions, What mattered and Examples."
+        in text
+    )
+    assert "medmap-server validate RUN -o RUN --kit KIT" in text
+    assert "Who has what" not in text and "Scanner" not in text and "Methods run side by side" not in text
+    assert "Round, median of 1 1 min 05 s" in text and "Whole run" not in text
+    assert "Left out: 2 that no site has sent" in text and "encoder/DWI" not in text
+    assert set(re.findall(r'id="[^"]*-xtick_\d+".*?<text[^>]*>(.*?)</text>', page, re.DOTALL)) == {"1"}
+    (tmp_path / "validation.json").write_text(json.dumps({"epsilon": 1.0, "organs": {}, "split": "test"}))
+    later = plain(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Validation from noisy histograms" in later and "medmap-server validate" not in later
 
 
 def test_a_run_without_scores_has_a_report(tmp_path: Path) -> None:
-    text = plain(page_of(FLOWER, tmp_path))
+    text = plain(page_of({"status": "completed"}, tmp_path))
     assert "Data of unknown origin." in text
     assert "This run holds no test scores." in text
     with pytest.raises(FileNotFoundError):

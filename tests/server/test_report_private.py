@@ -47,7 +47,7 @@ def private_summary() -> dict[str, Any]:
 def test_budgets_are_drawn_and_told_and_the_warning_is_gone(tmp_path: Path) -> None:
     page = page_of(private_summary(), tmp_path)
     text = section(page, "privacy")
-    assert "H1 1.25 3.00 1e-05 patient 4 training, finetune 1.00" in text
+    assert "H1 1.25 3.00 patient 1e-05 4 training, finetune 1.00" in text
     assert "1.25 of 3" in page and "3.00 of 3" in page, "in the picture"
     assert "Privacy is off." not in page
 
@@ -55,6 +55,16 @@ def test_budgets_are_drawn_and_told_and_the_warning_is_gone(tmp_path: Path) -> N
 def test_releases_alone_do_not_make_updates_private(tmp_path: Path) -> None:
     page = page_of(private_summary() | {"private_updates": False}, tmp_path)
     assert "Privacy is off." in page and "The updates were not private" in section(page, "privacy")
+
+
+def test_a_private_run_whose_sites_tell_nothing_is_not_said_to_be_off(tmp_path: Path) -> None:
+    """A server has no ledger: of a deployed run it knows what sites tell, and that may be nothing."""
+    told = private_summary() | {"engine": "flower", "privacy": None}
+    text = section(page_of(told, tmp_path), "privacy")
+    assert "The updates were private." in text and "medmap-client budget" in text and "Off." not in text
+    rows = {"H1": {"epsilon_spent": 1.5, "epsilon_budget": 3.0, "delta": None, "unit": "patient"}}
+    text = section(page_of(told | {"privacy": rows}, tmp_path), "privacy")
+    assert "Unit H1 1.50 3.00 patient" in text and "As the sites told the server" in text
 
 
 def test_validation_has_a_row_per_model_and_says_who_gave_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from server import checkpoint
-from tests.server.test_rounds import LAYOUT, initial
+from tests.server.test_rounds import LAYOUT, Hospitals, federation, initial
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,3 +72,24 @@ def test_a_checkpoint_that_was_put_aside_when_its_successor_was_to_come_is_put_b
     assert kept == tmp_path / "finetune-0002" and "best" not in checkpoint.load(kept, LAYOUT)[1]
     checkpoint.save(tmp_path, "finetune-0002", initial(), LAYOUT, {"completed": 2, "stage": "finetune", "best": "y"})
     assert [p.name for p in tmp_path.iterdir()] == ["finetune-0002"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),  # None: a file that is no state at all
+    [
+        ({"swarm": 3, "quota": 0.5}, "does not know (quota, swarm): a newer one wrote it"),
+        ({"condition": "naive"}, "is of 'naive', not of 'federated'"),
+        (None, "is damaged, and"),
+    ],
+)
+def test_a_checkpoint_of_another_version_or_condition_is_refused_in_one_sentence(tmp_path, change, said):
+    saved = {"condition": "federated", "stage": "finetune", "round": 2, "completed": 2}
+    path = checkpoint.save(tmp_path / "checkpoints", "finetune-0002", initial(), LAYOUT, saved)
+    assert federation(tmp_path, Hospitals()).state.completed == 2, "control: what this version knows is gone on with"
+    if change is None:
+        checkpoint.write_json(path / "state.json", [1, {"completed": 2}])
+    else:
+        checkpoint.write_json(path / "state.json", saved | change)
+    with pytest.raises(checkpoint.CheckpointError) as refused:
+        federation(tmp_path, Hospitals())
+    assert str(path) in str(refused.value) and said in str(refused.value)

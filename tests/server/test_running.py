@@ -19,7 +19,7 @@ from server.cli import app
 from server.flower import COMPLETED, Run
 from server.provision.authority import utc_now
 from server.running import folder as folders
-from server.running import record, runs, store
+from server.running import lock, record, runs, store
 from server.running.lock import FolderBusy, is_worked_in, working_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,14 +74,20 @@ def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path):
     process = holder(tmp_path)
     try:
         assert is_worked_in(tmp_path)
-        with pytest.raises(FolderBusy, match="another run works in"), working_in(tmp_path, wait_s=0.1):
+        with (
+            pytest.raises(FolderBusy, match=rf"another run \(process {process.pid}\) works in"),
+            working_in(tmp_path, wait_s=0.1),
+        ):
             pass
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
     assert not is_worked_in(tmp_path)
-    with working_in(tmp_path, wait_s=0):
-        assert is_worked_in(tmp_path)
+    with working_in(tmp_path, wait_s=0) as held:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=(held,))
+    assert is_worked_in(tmp_path), "a child that has the lock holds it for as long as it lives"
+    child.kill()
+    child.wait(10)
     with (tmp_path / ".lock").open("rb") as asked:
         fcntl.flock(asked, fcntl.LOCK_SH)
         assert not is_worked_in(tmp_path), "two who ask at once do not take each other for a run"
@@ -147,14 +153,37 @@ def test_a_run_is_complete_only_when_flower_and_the_folder_say_so(tmp_path):
     assert code == 1 and "no quorum" in sentence and f"medmap-server resume {folder}" in sentence
     (folder / "summary.json").write_text("{}")
     assert runs.verdict(folder, Run("7", "finished:failed", "", "", 1.0))[0] == 1
+    # What Flower says is of this attempt; status.json may be of one before.
+    why = "ServerApp failed with exception: checkpoint X holds what this version does not know"
+    assert "(checkpoint X holds" in runs.verdict(folder, Run("8", "finished:failed", why, "", 1.0))[1]
+
+
+def test_a_folder_moved_aside_by_its_last_holder_is_not_taken_for_the_new_one(tmp_path, monkeypatch):
+    real = lock._lock
+
+    def move_first(descriptor: int, *kind: int) -> bool:  # between opening the file and locking it
+        if not (tmp_path / "run.1").exists():
+            (tmp_path / "run").rename(tmp_path / "run.1")
+        return real(descriptor, *kind)
+
+    monkeypatch.setattr(lock, "_lock", move_first)
+    with working_in(tmp_path / "run", wait_s=5):
+        assert is_worked_in(tmp_path / "run") and not is_worked_in(tmp_path / "run.1")
 
 
 def test_status_of_a_simulation_and_of_folders_that_hold_no_run(tmp_path):
     folder = a_run(tmp_path / "sim", lines=[line(1)])
     (folder / "metrics.jsonl").open("a").write('{"stage": "fine')  # a kill in the middle of a line
     exit_code, text = call("status", folder)
-    assert exit_code == 1 and text.splitlines()[-1] == f"not complete; to go on: medmap-sim resume={folder}"
+    ended = f"cut off; nobody works on it; to go on: medmap-sim resume={folder}"
+    assert exit_code == 1 and text.splitlines()[-1] == ended
     assert text.count("round") == 1
+    early = tmp_path / "early"  # its data are being made: no round loop has said anything yet
+    early.mkdir()
+    (early / "config.yaml").write_text("seed: 0\n")
+    assert call("status", early)[0] == 1
+    with working_in(early):
+        assert call("status", early) == (0, "running\n")
     for command in ("status", "resume", "stop", "logs"):
         exit_code, text = call(command, tmp_path / "nothing")
         assert exit_code == 1 and "holds no run" in text and text.count("\n") == 1

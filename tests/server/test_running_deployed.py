@@ -15,7 +15,9 @@ import pytest
 from client.app import app
 from configs import to_json
 from server.app import federate
-from server.running.record import read
+from server.running import runs
+from server.running.lock import is_worked_in, worker
+from server.running.record import RunError, read
 from simulation.engines import InProcessGrid
 from tests.conftest import SMALL, small_config
 from tests.server.deployed import BIN, Deployed
@@ -37,10 +39,10 @@ def deployed(tmp_path_factory) -> Iterator[Deployed]:
         made.end()
 
 
-def until(what: Callable[[], bool], run: subprocess.Popen, *, wait_s: float = 240) -> None:
+def until(what: Callable[[], bool], run: subprocess.Popen | None = None, *, wait_s: float = 240) -> None:
     end = time.monotonic() + wait_s
     while not what():
-        assert time.monotonic() < end and run.poll() is None
+        assert time.monotonic() < end and (run is None or run.poll() is None)
         time.sleep(0.1)
 
 
@@ -89,11 +91,20 @@ def test_a_run_whose_server_is_killed_goes_on_and_ends_as_if_nothing_had_been(de
 
 @pytest.mark.slow
 def test_a_run_is_stopped_and_says_how_to_go_on(deployed):
+    deployed.serving()
     out = deployed.folder / "stopped"
-    begun = deployed.command("run", *SETTINGS, "-o", out, "--kit", deployed.kit, "--app", deployed.checkout, "--detach")
+    many = (*SETTINGS, "stage.finetune.rounds=50")  # it must not come to its end before it is stopped
+    begun = deployed.command("run", *many, "-o", out, "--kit", deployed.kit, "--app", deployed.checkout, "--detach")
     assert begun.returncode == 0, begun.stderr
     refused = deployed.command("resume", out)
     assert refused.returncode == 1 and "is going on" in refused.stderr
+    until(lambda: is_worked_in(out))
+    hangs = int(worker(out))
+    os.kill(hangs, signal.SIGSTOP)
+    with pytest.raises(RunError, match=f"is over to Flower, but after 1 s process {hangs} still works in {out}"):
+        runs.stop(out, read(out), patience_s=1)
+    assert deployed.command("status", out).stdout.splitlines()[-1] == "running"
+    os.kill(hangs, signal.SIGCONT)
     stopped = deployed.command("stop", out)
     assert stopped.returncode == 0 and f"medmap-server resume {out}" in stopped.stdout, stopped.stderr
     told = deployed.command("status", out)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from configs import load_vocabulary
-from configs.schema import PrivacyConfig
-from medmap_model.accounting import planned_releases
+from configs.schema import Config, PrivacyConfig
+from configs.setting import ConfigError
+from medmap_model.accounting import planned_releases, with_noise
 from medmap_model.shift import EXACT, FEATURES, RELEASED, released_sums, sums
 from server.shift import shift_between
 from tests.server.report_run import full_summary
@@ -68,6 +69,15 @@ def test_what_is_asked_for_is_planned_for() -> None:
     assert planned_releases(PrivacyConfig()) == []
 
 
+def test_releases_that_no_ledger_would_pay_for_are_refused_before_anything_runs() -> None:
+    def config(epsilon: float) -> Config:
+        return Config(privacy=PrivacyConfig(shift_epsilon=8, landmarks_epsilon=8, epsilon=epsilon))
+
+    assert with_noise(config(16)) == config(16)
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon=15: the releases asked for cost 16"):
+        with_noise(config(15))
+
+
 def test_noise_raises_what_chance_can_show() -> None:
     exact, noisy = (
         np.array(
@@ -108,4 +118,4 @@ def test_the_report_has_the_matrix_the_dendrogram_and_who_has_what(tmp_path: Pat
     assert "Dendrogram of the sites" in page and "Training patients by abnormality" in page
     noisy = page_of(full_summary() | {"shift": shift | {"epsilon": 2.0}}, tmp_path)
     assert "from noisy moments (ε 2.00 per site)" in section(noisy, "shift")
-    assert "This run holds no" in section(page_of(full_summary(), tmp_path), "shift")
+    assert "How far apart" not in page_of(full_summary(), tmp_path)

@@ -1,4 +1,7 @@
-"""`medmap-sim` as a person runs it: real processes, the phantom, the summary's promises, Ctrl-C and resume."""
+"""`medmap-sim` as a person runs it: the phantom, the summary's promises, Ctrl-C and resume.
+
+What a process of its own does not change runs in this one, by `here`: starting one takes longer than so small a federation.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from server.cli import app
+from simulation.cli import _main
 
 SIM = shutil.which("medmap-sim", path=str(Path(sys.executable).parent))
 # A federation of three brain hospitals that trains in seconds.
@@ -41,6 +49,36 @@ def done(world):
     shown = sim(world, *TINY, "output_dir=run", "engine.workers=2")
     assert shown.returncode == 0, shown.stderr[-3000:]
     return world / "run", shown.stdout
+
+
+@pytest.fixture
+def here(world, monkeypatch, capsys) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """medmap-sim in this process, in `world`."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.chdir(world)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        code = _main(list(arguments))
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    yield run
+    for polite, handler in handlers.items():
+        signal.signal(polite, handler)
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen | None = None, *, wait_s: float = 240) -> None:
+    """Until it is so; no longer than the process runs."""
+    end = time.monotonic() + wait_s
+    while not what():
+        assert time.monotonic() < end and (process is None or process.poll() is None)
+        time.sleep(0.02)
+
+
+def status(folder: Path) -> tuple[int, str]:
+    """What `medmap-server status` says of a run's folder: exit code, last line."""
+    shown = CliRunner().invoke(app, ["status", str(folder)])
+    return shown.exit_code, shown.output.splitlines()[-1]
 
 
 def weights(run_dir: Path) -> dict[str, np.ndarray]:
@@ -115,9 +153,7 @@ def test_ctrl_c_ends_cleanly_and_the_resumed_run_ends_with_the_same_bits(done, w
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not (world / cut / "checkpoints").exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
+    wait_for(lambda: (world / cut / "checkpoints").exists(), process)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors[-2000:]
@@ -127,6 +163,29 @@ def test_ctrl_c_ends_cleanly_and_the_resumed_run_ends_with_the_same_bits(done, w
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     for name, tensor in weights(run_dir).items():
         np.testing.assert_array_equal(weights(world / cut)[name], tensor)
+
+
+@pytest.mark.slow
+def test_two_never_work_in_one_folder_and_a_killed_run_leaves_nobody_there(world):
+    settings = [*TINY, "output_dir=held", "baselines=[pooled]", "engine.workers=2"]
+    process = subprocess.Popen([SIM, *settings, "stage.finetune.rounds=5000"], cwd=world, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: (world / "held" / "checkpoints").exists(), process)
+        workers = [int(n) for n in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        assert len(workers) >= 2
+        for second in (["resume=held"], settings):
+            shown = sim(world, *second)
+            assert (shown.returncode, shown.stderr.count("\n")) == (1, 1), shown.stderr
+            assert f"another run (process {process.pid}) works in" in shown.stderr
+        assert not (world / "held.1").exists()
+        assert status(world / "held") == (0, "running")
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not any(Path(f"/proc/{n}").exists() for n in workers))
+    told = f"cut off; nobody works on it; to go on: medmap-sim resume={world / 'held'}"
+    assert status(world / "held") == (1, told)
 
 
 @pytest.mark.slow
@@ -153,16 +212,16 @@ def test_a_second_run_moves_the_first_aside(done, world):
         (["phantom", "data=manifest"], 2, "`medmap-sim phantom` writes simulated data"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_a_true_exit_code(world, arguments, code, sentence):
-    shown = sim(world, *arguments)
+def test_a_mistake_is_one_sentence_and_a_true_exit_code(here, arguments, code, sentence):
+    shown = here(*arguments)
     lines = 2 if "nowhere.csv" in sentence else 1  # a manifest's problems have a line each
     assert (shown.returncode, shown.stderr.count("\n")) == (code, lines), shown.stderr[-2000:]
     assert sentence in shown.stderr
     assert "Traceback" not in shown.stderr + shown.stdout
 
 
-def test_every_setting_can_be_listed(world):
-    shown = sim(world, "config", "seed=7").stdout
+def test_every_setting_can_be_listed(here):
+    shown = here("config", "seed=7").stdout
     assert "seed=7" in shown
     assert "data.phantom.scanner_strength=0.4" in shown
 
@@ -178,12 +237,12 @@ def test_the_smoke_experiment_runs_whole_and_federated_learns(world):
 
 
 @pytest.mark.slow
-def test_a_manifest_of_ones_own_becomes_hospitals_by_its_column(done, world):
+def test_a_manifest_of_ones_own_becomes_hospitals_by_its_column(done, world, here):
     site = json.loads((world / "run" / "sites.json").read_text())[0]["manifests"][0]
     manifest = Path(site).parent.parent / "manifest.csv"
     small = [o for o in TINY if not o.startswith(("sites.", "data.phantom"))]
-    shown = sim(
-        world, "data=manifest", f"data.manifest={manifest}", "sites=natural", "sites.external_site=external", "data.volumes.crop=centre",
+    shown = here(
+        "data=manifest", f"data.manifest={manifest}", "sites=natural", "sites.external_site=external", "data.volumes.crop=centre",
         "output_dir=natural", "baselines=[]", *small,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr[-2000:]
@@ -198,10 +257,9 @@ def test_a_manifest_of_ones_own_becomes_hospitals_by_its_column(done, world):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sites", ["iid", "label_skew", "modality_skew", "organ_split"])
-def test_every_partition_trains(world, sites):
+def test_every_partition_trains(world, here, sites):
     small = [o for o in TINY if not o.startswith("sites.organs")]
-    shown = sim(
-        world,
+    shown = here(
         *small,
         f"sites={sites}",
         "sites.count=4",
@@ -220,8 +278,8 @@ def test_every_partition_trains(world, sites):
 
 
 @pytest.mark.slow
-def test_real_scans_train_beside_phantom_hospitals_or_say_in_one_sentence_why_not(world):
-    shown = sim(world, "experiment=real", "text=hash", "output_dir=real", "sites.patients=8", "data.folder=real-data")
+def test_real_scans_train_beside_phantom_hospitals_or_say_in_one_sentence_why_not(world, here):
+    shown = here("experiment=real", "text=hash", "output_dir=real", "sites.patients=8", "data.folder=real-data")
     if shown.returncode == 1 and shown.stderr.count("\n") == 1:
         pytest.skip(f"the packages cannot be had here: {shown.stderr.strip()}")
     assert shown.returncode == 0, shown.stderr[-2000:]
@@ -243,7 +301,7 @@ def test_real_scans_that_cannot_be_had_are_one_sentence(world):
 
 
 @pytest.mark.slow
-def test_a_broken_volume_is_named_and_left_out_or_stops_the_run(done, world):
+def test_a_broken_volume_is_named_and_left_out_or_stops_the_run(done, world, here):
     site = json.loads((world / "run" / "sites.json").read_text())[0]["manifests"][0]
     shutil.copytree(Path(site).parent.parent, world / "mine")
     broken = next((world / "mine").glob("north/north-brain-0000/*.nii.gz"))
@@ -253,21 +311,21 @@ def test_a_broken_volume_is_named_and_left_out_or_stops_the_run(done, world):
         "data=manifest", "data.manifest=mine/manifest.csv", "sites=natural", "sites.external_site=external", "data.volumes.crop=centre",
         "baselines=[]", *small,
     ]  # fmt: skip
-    skipped = sim(world, *mine, "output_dir=skipped")
+    skipped = here(*mine, "output_dir=skipped")
     assert skipped.returncode == 0, skipped.stderr[-2000:]
     assert (
         "north: left out" in skipped.stdout
         and "truncated" in skipped.stdout
         and "Copy or export it again" in skipped.stdout
     )
-    stopped = sim(world, *mine, "output_dir=stopped", "data.volumes.on_bad_volume=stop")
+    stopped = here(*mine, "output_dir=stopped", "data.volumes.on_bad_volume=stop")
     assert stopped.returncode == 1
     assert "truncated" in stopped.stderr and "Traceback" not in stopped.stderr
     assert not (world / "stopped" / "checkpoints").exists()
 
 
 @pytest.mark.slow
-def test_a_semicolon_manifest_with_a_missing_file_trains_and_too_many_hospitals_are_one_sentence(done, world):
+def test_a_semicolon_manifest_with_a_missing_file_trains_and_too_many_hospitals_are_one_sentence(done, world, here):
     site = Path(json.loads((world / "run" / "sites.json").read_text())[0]["manifests"][0])
     with (site.parent.parent / "manifest.csv").open(newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
@@ -280,9 +338,9 @@ def test_a_semicolon_manifest_with_a_missing_file_trains_and_too_many_hospitals_
         writer.writerows(rows)
     small = [o for o in TINY if not o.startswith(("sites.", "data.phantom"))]
     mine = ["data=manifest", "data.manifest=semicolon.csv", "data.volumes.crop=centre", "baselines=[]", *small]
-    shown = sim(world, *mine, "sites=iid", "sites.count=2", "output_dir=semicolon")
+    shown = here(*mine, "sites=iid", "sites.count=2", "output_dir=semicolon")
     assert shown.returncode == 0, shown.stderr[-2000:]
     assert "nowhere.nii.gz" in shown.stdout
-    many = sim(world, *mine, "sites=iid", "sites.count=900", "output_dir=many")
+    many = here(*mine, "sites=iid", "sites.count=900", "output_dir=many")
     assert (many.returncode, many.stderr.count("\n")) == (2, 1), many.stderr[-2000:]
     assert "take a smaller sites.count" in many.stderr

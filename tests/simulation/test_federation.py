@@ -75,25 +75,21 @@ def test_a_site_whose_data_are_gone_is_refused_and_its_paths_stay_at_home(tmp_pa
 
 
 @pytest.mark.slow
-def test_both_engines_aggregate_to_the_same_weights(tmp_path, hospitals, cache):
+def test_both_engines_aggregate_to_the_same_weights_and_what_rays_server_raises_reaches_the_caller(
+    tmp_path, hospitals, cache
+):
     inprocess = run(tmp_path / "inprocess", hospitals, cache).vectors
     values = run_config(tmp_path / "ray", hospitals, cache)
     results: list[Federation] = []
-    run_ray(
-        app, len(hospitals), values,
-        lambda grid: results.append(federate(grid, values["config"], folder=tmp_path / "ray", sites=len(hospitals))),
-    )  # fmt: skip
-    for group, vector in inprocess.items():
-        np.testing.assert_allclose(results[0].vectors[group], vector, rtol=1e-5, atol=1e-6)
 
-
-@pytest.mark.slow
-def test_what_the_ray_engines_server_raises_reaches_the_caller(tmp_path, hospitals, cache):
     def serve(grid):
+        results.append(federate(grid, values["config"], folder=tmp_path / "ray", sites=len(hospitals)))
         raise RuntimeError("on purpose")
 
     with pytest.raises(RuntimeError, match="on purpose"):
-        run_ray(app, 2, run_config(tmp_path, hospitals, cache), serve)
+        run_ray(app, len(hospitals), values, serve)
+    for group, vector in inprocess.items():
+        np.testing.assert_allclose(results[0].vectors[group], vector, rtol=1e-5, atol=1e-6)
 
 
 def test_the_same_order_of_patients_under_another_hospital_order_gives_the_same_model(tmp_path, hospitals, cache):

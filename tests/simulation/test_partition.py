@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +15,11 @@ from configs import load, load_vocabulary
 from configs.schema import SitesConfig
 from configs.setting import ConfigError
 from medmap_model.vocabulary import Vocabulary
-from simulation.census import of_hospitals, of_plan
-from simulation.cli import main
-from simulation.experiment import manifest_hospitals
+from simulation.census import of_hospitals
+from simulation.manifests import manifest_hospitals
 from simulation.partition import Stratum, partition_manifest, splits
 from simulation.sites import EXTERNAL, plan_sites
 from tests.client.sources.trees import nifti
-from tests.simulation.test_clusters import scanned
 
 PLANNED = (
     "mixed",
@@ -127,6 +123,54 @@ def test_natural_sites_are_the_column(vocabulary: Vocabulary) -> None:
         partition_manifest([{**rows[0], "ward": ""}], config, vocabulary, seed=0)
 
 
+def test_a_split_in_one_row_of_a_patient_holds_for_all(vocabulary: Vocabulary) -> None:
+    rows = rows_of(vocabulary)
+    rows = [{**r, "split": "test" if r["modality"] in ("FLAIR", "DWI") else ""} for r in rows]
+    placed = partition_manifest(rows, SitesConfig(kind="iid", count=2, external_patients=0), vocabulary, seed=0)
+    assert {r["split"] for mine in placed.values() for r in mine} == {"test"}
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "two\nlines", "x" * 81])
+def test_a_column_cannot_name_a_folder_elsewhere(name: str, vocabulary: Vocabulary) -> None:
+    rows = [r | {"ward": name} for r in rows_of(vocabulary, 4)]
+    with pytest.raises(ConfigError, match="cannot be a folder's name"):
+        partition_manifest(rows, SitesConfig(kind="natural", column="ward"), vocabulary, seed=0)
+    odd = "St. Mary's, Süd [1]"
+    kept = [r | {"ward": odd} for r in rows]
+    assert list(partition_manifest(kept, SitesConfig(kind="natural", column="ward"), vocabulary, seed=0)) == [odd]
+
+
+def test_a_held_out_hospital_is_refused_where_the_kind_has_none(vocabulary: Vocabulary) -> None:
+    config = SitesConfig(kind="iid", count=2, external_site="ward 1")
+    with pytest.raises(ConfigError, match="external_patients"):
+        partition_manifest(rows_of(vocabulary), config, vocabulary, seed=0)
+    with pytest.raises(ConfigError, match="external_patients"):
+        plan_sites(config, vocabulary, seed=0)
+
+
+def test_abnormalities_that_no_patient_has_are_dealt_to_no_hospital(vocabulary: Vocabulary) -> None:
+    rows = [r for r in rows_of(vocabulary, 70) if r["abnormality"] in ("hcc", "cyst", "fnh")]
+    config = SitesConfig(kind="shards", count=3, classes_per_site=1, external_patients=0)
+    placed = partition_manifest(rows, config, vocabulary, seed=0)
+    assert sorted(tuple({r["abnormality"] for r in mine}) for mine in placed.values()) == [
+        ("cyst",),
+        ("fnh",),
+        ("hcc",),
+    ]
+    bare = [r | {"abnormality": ""} for r in rows]
+    for kind in ("shards", "label_skew"):
+        with pytest.raises(ConfigError, match="no patient of the manifest has one of the liver"):
+            partition_manifest(bare, replace(config, kind=kind), vocabulary, seed=0)
+
+
+def test_a_share_of_few_patients_may_be_nobody(vocabulary: Vocabulary) -> None:
+    found = set()
+    for seed in range(8):
+        config = SitesConfig(kind="iid", count=1, external_patients=1)
+        found.add(EXTERNAL in partition_manifest(rows_of(vocabulary, 2), config, vocabulary, seed=seed))
+    assert found == {True, False}
+
+
 def test_a_site_without_patients_is_refused(vocabulary: Vocabulary) -> None:
     with pytest.raises(ConfigError, match=r"smaller sites\.count"):
         partition_manifest(rows_of(vocabulary, 3), SitesConfig(kind="iid", count=40), vocabulary, seed=0)
@@ -224,59 +268,9 @@ def ingested_bids(root: Path) -> Path:
 def test_an_ingested_data_set_has_its_own_hospitals(ingest, sites, vocabulary: Vocabulary, tmp_path: Path) -> None:
     manifest = ingest(tmp_path)
     config = load(["data=manifest", f"data.manifest={manifest}", "sites=natural"])
-    hospitals = manifest_hospitals(config, vocabulary, tmp_path / "run")
+    hospitals = manifest_hospitals(config, vocabulary, tmp_path / "run", lambda event: None)
     told = of_hospitals(hospitals, vocabulary)
     found = {s["name"]: sum(s["patients"].values()) for s in told["sites"]}
     assert found == sites if sites else list(found.values()) == [4, 4]
     for hospital in hospitals:  # what a hospital is given can be read, paths included
         read_manifest(hospital.entry.manifests[0], vocabulary)
-
-
-# --- who has what --------------------------------------------------------------------------------------------------
-
-
-def test_the_census_of_a_plan_is_that_of_the_patients_it_simulates(vocabulary: Vocabulary, tmp_path: Path) -> None:
-    from client.site import SiteEntry
-    from configs.schema import PhantomConfig
-    from simulation.conditions import Hospital
-    from simulation.phantom import generate
-
-    config = SitesConfig(
-        kind="shards", count=2, organs=["brain"], classes_per_site=1, patients=4, validation_patients=1, test_patients=2,
-        common_patients=2, external_patients=2, missing_rate=0.5, unreported_rate=0.5,
-    )  # fmt: skip
-    specs = plan_sites(config, vocabulary, seed=3)
-    folder = generate(specs, PhantomConfig(size=16, workers=1), vocabulary, tmp_path / "data", seed=3)
-    hospitals = [Hospital(SiteEntry(s.name, (folder / s.name / "manifest.csv",)), s.external) for s in specs]
-    told = of_plan(specs, vocabulary, seed=3)
-    assert told == of_hospitals(hospitals, vocabulary)
-    assert of_plan(specs, vocabulary, seed=4) != told
-    one, two, external = told["sites"]
-    assert (one["patients"], external["patients"]["test"]) == ({"train": 4, "val": 1, "test": 2, "common": 2}, 2)
-    assert {*one["organs"]["brain"]["labels"], *two["organs"]["brain"]["labels"]} == {"no_tumour", "tumour"}
-    assert sum(external["organs"]["brain"]["labels"].values()) == 2
-
-
-def test_the_command_shows_a_partition_and_trains_nothing(tmp_path: Path, capsys) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["partition", "sites=shards", f"output_dir={tmp_path}/plan"])
-    shown = capsys.readouterr().out
-    assert ended.value.code == 0 and "shards-6" in shown and "external (test)" in shown
-    assert sorted(p.name for p in (tmp_path / "plan").iterdir()) == ["partition.json", "partition.png"]
-    assert json.loads((tmp_path / "plan/partition.json").read_text())["sites"][0]["patients"]["train"] == 160
-    assert (tmp_path / "plan/partition.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_command_partitions_a_manifest(tmp_path: Path, capsys, vocabulary: Vocabulary) -> None:
-    arguments = [
-        "data=manifest", f"data.manifest={scanned(tmp_path)}", "sites=scanner_clusters", "sites.count=3",
-        "sites.external_site=scanner-3", f"output_dir={tmp_path}/out",
-    ]  # fmt: skip
-    with pytest.raises(SystemExit) as ended:
-        main(["partition", *arguments])
-    assert ended.value.code == 0 and "scanner-3 (test)" in capsys.readouterr().out
-    with (tmp_path / "out/sites/scanner-3/manifest.csv").open(newline="") as handle:
-        assert {row["split"] for row in csv.DictReader(handle)} == {"test"}
-    with pytest.raises(SystemExit) as ended:
-        main(["partition", *arguments, "sites.count=60"])
-    assert ended.value.code == 2 and "18 different" in capsys.readouterr().err

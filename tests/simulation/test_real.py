@@ -226,3 +226,32 @@ def test_importing_needs_no_pynrrd():
     code = "import sys; sys.modules['nrrd'] = None; import simulation.real as r; r.decode('a.nrrd', b'')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "RealDataError: reading .nrrd files needs pynrrd" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patient", ["brain1", "brain2"])
+def test_quality_control_sees_planted_artefacts_in_real_heads_and_none_where_there_are_none(fetched, patient):
+    from client.grids import Grid
+    from client.qc.measures import measure
+    from client.qc.regions import Regions
+    from client.volumes import Intensity
+
+    site = fetched[1][0]
+    image, voxels = load(site, rows_of(site)[patient]["image"])
+    head = np.asarray(voxels, np.float32)
+
+    def found(data):
+        return measure(Regions(Grid(data.shape, image.affine), data, Intensity.of(data, (0.5, 99.5))))[0]
+
+    def ghosted(share):  # along the axis that the head nearly fills, where phases are encoded
+        return head + np.float32(share) * np.roll(head, head.shape[1] // 2, 1)
+
+    sound, slope = found(head), np.linspace(1, 7, head.shape[0], dtype=np.float32)[:, None, None]
+    assert sound["ghosting"] < 0.02 < 0.035 < found(ghosted(0.05))["ghosting"]
+    assert found(ghosted(0.15))["ghosting"] > 0.08 and found(ghosted(0.3))["ghosting"] > 0.18
+    assert sound["bias"] < 0.8 and 1.4 < found(head * slope)["bias"] < 2.2  # 1.9 and 2.1 where there is tissue
+    real, imaginary = (
+        np.random.default_rng(0).normal(0, 0.3 * head[head > 50].mean(), (2, *head.shape)).astype(np.float32)
+    )
+    noisy = found(np.hypot(head + real, imaginary))
+    assert noisy["noise"] > 5 * sound["noise"] and noisy["cnr"] < 5 < sound["cnr"]

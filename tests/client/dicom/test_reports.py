@@ -23,6 +23,8 @@ KNOWN = Known(
         "Smith^John^^Dr.",
         "Yamada^Tarou=山田^太郎",
         "White^May",
+        "Kowalski^Jan",
+        "Яков^Пётр",
     },
     places={"Saint Elsewhere Hospital", "AKH - WIEN", "MRI"},
     numbers={"MRN-0042", "ACC777", "8000000000330109"},
@@ -55,6 +57,21 @@ KNOWN = Known(
         ("a 92-year-old, born 21.03.1932", ["92", "1932"]),
         ("University Hospital, Charité Klinik, Klinikum Bremen-Mitte, Royal Free Hospital", ["Charité", "Bremen", "Royal"]),
         ("12 Main Street; Bahnhofstraße 7", ["Main", "Bahnhof"]),
+        ("12/03/2024-14/04/2024, 2024-03-12T09:15:00, 12. 3. 2024, 12MAR2024, 12 / 3 / 2024", ["12/03", "14/04", "09:15", "3. 2024", "MAR", "/ 3"]),
+        ("since 03/2024 and 2024-03", ["03/2024", "2024-03"]),
+        ("12 de marzo de 2024, el 3 de mayo, enero 2023; 12 maggio 2024; 3 mei 2023; 5 grudnia 2023; 12 марта 2024", ["12", "mayo", "2023", "2024"]),
+        ("2024年3月12日 撮影; 2024년 3월 12일", ["2024", "12"]),
+        ("DNI 12345678Z, NIE X1234567L, RSSMRA85T10A562S, SSN 123-45-6789, NHC 9981", ["12345678", "1234567", "RSSMRA", "6789", "9981"]),
+        ("06 12 34 56 78, 020 7946 0958, 07700 900123", ["34", "0958", "900123"]),
+        ("Sra. Carmen Ruiz; Dña. Pilar Sanz; Dr. Ramón y Cajal; Dra. Ana Gil", ["Ruiz", "Pilar", "Sanz", "Cajal", "Ana", "Gil"]),
+        ("Dott.ssa Giulia Bianchi; Sig. Rossi; Mevr. Jansen; dhr. de Boer; Monsieur Martin; Mlle Petit; Pani Nowak",
+         ["Giulia", "Bianchi", "Rossi", "Jansen", "Boer", "Martin", "Petit", "Nowak"]),
+        ("firmado por Carlos Pérez; signé par Jean Dupont; firmato da Neri, Marco; ondertekend door Piet Bakker; podpisane przez Jan Kos",
+         ["Carlos", "Pérez", "Jean", "Dupont", "Neri", "Marco", "Piet", "Bakker", "Kos"]),
+        ("Dr. van der Berg; Prof. von Hagen; Dr.Smith", ["Berg", "Hagen", "Smith"]),
+        ("Hospital Clinic de Barcelona; CHU de Lyon; Ziekenhuis Gelderse Vallei", ["Barcelona", "Clinic", "Lyon", "Gelderse"]),
+        ("akh – wien; AKH - WIEN; Kowalskiego, Яковым", ["WIEN", "Kowalsk", "Яков"]),
+        ("aged 93; edad 93; 91 anni; at 9am; 14h30; um 14.30 Uhr", ["93", "91", "9am", "14"]),
     ],
 )  # fmt: skip
 def test_seeded_identifiers_do_not_survive(text, secrets):
@@ -72,6 +89,9 @@ WHO grade 3/4, IDH1 R132H, 1p/19q codeletion, Ki-67 20%. Budd-Chiari syndrome. T
 TE 100 ms, TR 4500/100. 60-year-old with a 2 to 3 week history. Bismuth-Corlette type IIIa. ADC 0.9-1.2. Sylvian fissure.
 The circle of Willis, the foramen of Monro. 10/12 nodes. MS lesions. MR spectroscopy. Case of HCC. 1200 ml. Ratio 1:3.
 Reference lesion 1: 14.5 mm. In 2019 resection of segment 6. The march of white matter disease; gray matter is bland.
+TR/TE 10/2000 ms, b 800-1000, 2000-10 ms; TE/TR 100/2000. Mayo 2 colitis. 3.2024 cm. C3/4, L4/5. Volume 12500mm3. b 0 400 800.
+Leber unauffällig, Milz normal groß, M. Crohn bekannt, M. Iliopsoas links; Segment 4 am Rand. Le foie est de taille normale. El hígado
+es normal; lesión en segmento 4, 2 de mayor tamaño. Il fegato appare di dimensioni normali. De lever is normaal.
 BI-RADS 2. Milan criteria met. No midline shift (2-3 mm). M. psoas symmetric. Marked T2 hyperintensity on both sides."""
 
 
@@ -141,6 +161,56 @@ def test_a_csv_by_accession_number_and_its_labels(tmp_path):
     found = read(tmp_path / "dicom", table)
     assert list(found.texts.values()) == [f"Mass. {MARK}."] and list(found.labels.values()) == ["tumour"]
     assert any("1 rows of reports.csv" in note for note in found.notes)
+
+
+def test_an_accession_number_of_two_patients_gives_neither_a_report(tmp_path):
+    """Archives of two hospitals in one, or numbers used again each year."""
+    s.write_series(tmp_path / "dicom" / "a", s.T2)
+    s.write_series(tmp_path / "dicom" / "b", s.T2, PatientID="OTHER", StudyInstanceUID="1.2.3")
+    s.write_series(tmp_path / "dicom" / "c", s.T2, PatientID="THIRD", StudyInstanceUID="1.2.4", AccessionNumber="A3")
+    (table := tmp_path / "reports.csv").write_text(
+        "accession_number,report,abnormality\nACC777,Mass.,tumour\nA3,Oedema.,tumour\n"
+    )
+    found = read(tmp_path / "dicom", table)
+    assert found.texts == {"1.2.4": "Oedema."} and found.labels == {"1.2.4": "tumour"}
+    assert [(p.row, p.problem) for p in found.problems] == [
+        (2, "reports.csv: Exams of several patients have this number; the row is not used")
+    ]
+
+
+def test_an_accession_number_without_its_leading_zeros_is_a_row(tmp_path):
+    """As a spreadsheet leaves them."""
+    s.write_series(tmp_path / "dicom", s.T2, AccessionNumber="00123")
+    (table := tmp_path / "reports.csv").write_text("accession_number,report\n123,Mass.\n999,Another's.\n")
+    found = read(tmp_path / "dicom", table)
+    assert not found.texts and [(p.row, "leading zeros" in p.problem) for p in found.problems] == [(2, True)]
+    assert any("1 rows of reports.csv" in note for note in found.notes)
+
+
+def test_labels_that_two_rows_contradict_are_none_and_a_row_of_too_many_cells_is_left_out(tmp_path):
+    s.write_series(tmp_path / "dicom", s.T2)
+    table = tmp_path / "reports.csv"
+    table.write_text("accession_number,report,abnormality\nACC777,Mass.,tumour\nACC777,Mass.,no_tumour\n")
+    found = read(tmp_path / "dicom", table)
+    assert list(found.texts.values()) == ["Mass."] and not found.labels and [p.row for p in found.problems] == [3]
+    table.write_text("accession_number,report,abnormality\nACC777,Mass, left,tumour\n")
+    found = read(tmp_path / "dicom", table)
+    assert not found.texts and not found.labels and "The row has 4 cells" in found.problems[0].problem
+
+
+def test_a_report_that_names_another_patient_than_its_study_is_not_used(tmp_path):
+    s.write_series(tmp_path, s.T2)
+    report(tmp_path, [("Findings", "Mass.")], PatientID="OTHER")
+    found = read(tmp_path)
+    assert not found.texts and "names another patient" in found.problems[0].problem
+
+
+def test_another_id_of_the_patient_is_taken_out(tmp_path):
+    other = s.Dataset()
+    other.PatientID = "K-77"
+    s.write_series(tmp_path, s.T2, OtherPatientIDsSequence=[other])
+    report(tmp_path, [("Findings", "Formerly K-77.")])
+    assert list(read(tmp_path).texts.values()) == [f"Findings: Formerly {MARK}."]
 
 
 def test_two_rows_of_one_accession_number_are_a_problem(tmp_path):

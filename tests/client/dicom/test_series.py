@@ -9,7 +9,6 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from client.dicom.index import index
 from client.dicom.parts import Part, split
-from client.dicom.phases import phases_of
 from client.dicom.rules import Choice, choose, facts_of, facts_of_series, ignored, read_rules
 from configs import load_vocabulary
 from configs.setting import ConfigError
@@ -41,6 +40,13 @@ def chosen(folder: Path, organ: str | None = None) -> dict[str, Choice]:
         ({**s.T1, "SeriesDescription": "AX T1 PRE CONTRAST"}, "T1"),
         ({**s.T1, "SeriesDescription": "T1 w/o contrast"}, "T1"),
         ({**s.T1, "SeriesDescription": "T1 posterior fossa"}, "T1"),
+        ({**s.T1, "SeriesDescription": "T1 precontrast"}, "T1"),
+        ({**s.T1, "SeriesDescription": "t1 se tra vor KM"}, "T1"),
+        ({**s.T1, "SeriesDescription": "T1 sin contraste"}, "T1"),
+        ({**s.T1, "SeriesDescription": "AX T1 postcontrast"}, "T1ce"),
+        ({**s.T1, "SeriesDescription": "T1 INJ"}, "T1ce"),
+        ({**s.FLAIR, "SeriesDescription": "t2_spc_da-fl_sag_p2_iso"}, "FLAIR"),
+        ({**s.FLAIR, "SeriesDescription": "t2_space_sag_iso"}, "FLAIR"),
     ],
 )  # fmt: skip
 def test_a_brain_series_is_known_by_its_name(tmp_path, tags, modality):
@@ -100,6 +106,19 @@ def test_what_is_no_volume_to_train_on_is_told_why(tmp_path, tags, why):
     s.write_series(tmp_path, {**s.T1, **tags})
     (series,) = index(tmp_path).series
     assert ignored(facts_of_series(series, BOOK), BOOK) == why
+
+
+def test_a_spine_in_an_exam_of_head_and_spine_is_no_brain(tmp_path):
+    exam = {"StudyDescription": "MRT Kopf und HWS"}
+    s.write_series(tmp_path / "a", s.T2, **exam, BodyPartExamined="CSPINE")
+    s.write_series(tmp_path / "b", s.T2, **exam, BodyPartExamined="", number=2)
+    facts = [facts_of(p, BOOK) for p in parts_of(tmp_path)]
+    spine, brain = (choose(f, BOOK) for f in facts)
+    assert spine.confidence < BOOK.review_below < brain.confidence and brain.modality == "T2"
+    assert "but of 'cspine' by its body part" in spine.reason
+    s.write_series(tmp_path / "c", {**s.T2, "SeriesDescription": "t2_tse_sag_HWS"}, **exam, number=3)
+    (third,) = (x for x in index(tmp_path).series if x.header.SeriesNumber == 3)
+    assert ignored(facts_of_series(third, BOOK), BOOK) == "another part of the body"
 
 
 def test_b_values_of_one_series_are_volumes_of_their_own_and_the_one_near_800_is_best(tmp_path):
@@ -173,122 +192,27 @@ def test_water_fat_in_and_opposed_phase_of_one_series_are_told_by_their_image_ty
     assert told == {"f": "a fat image", "w": None, "ip": "InPhase", "op": "OutPhase"}
 
 
+def test_in_and_opposed_phase_after_contrast_are_neither_those_nor_a_phase(tmp_path):
+    """A Dixon VIBE makes four images of each phase; of those after contrast the water image alone is one to use."""
+    for number, (name, agent) in enumerate(
+        [("pre_in", ""), ("pre_opp", ""), ("pre_W", ""), ("art_in", "Gd"), ("art_opp", "Gd"), ("art_W", "Gd")], 1
+    ):
+        tags = {**s.VIBE, "SeriesDescription": f"t1_vibe_dixon_tra_{name}", "ContrastBolusAgent": agent}
+        s.write_series(tmp_path / name, tags, number=number)
+    found = {p.series.folder.name: choose(facts_of(p, BOOK), BOOK).modality for p in parts_of(tmp_path)}
+    assert found == {
+        "pre_in": "InPhase",
+        "pre_opp": "OutPhase",
+        "pre_W": "dynamic",
+        "art_in": None,
+        "art_opp": None,
+        "art_W": "dynamic",
+    }
+
+
 def test_without_the_field_strength_echo_time_tells_no_phase(tmp_path):
     s.write_series(tmp_path, {**s.DIXON, "MagneticFieldStrength": None}, EchoTime=4.6)
     assert chosen(tmp_path)[""].modality not in ("InPhase", "OutPhase")
-
-
-def dynamic(
-    folder: Path, times: list[str], agents: list[str] | None = None, names: list[str] | None = None, **more
-) -> list[Choice]:
-    """Choices of a dynamic study, in the order of `times` (HHMMSS)."""
-    for k, time in enumerate(times):
-        tags = {**s.VIBE, "ContrastBolusAgent": (agents or ["", *["Gd"] * 9])[k], "AcquisitionDate": "20240312"}
-        tags["SeriesDescription"] = (names or ["t1_vibe_fs_dyn"] * 9)[k]
-        s.write_series(folder / str(k), {**tags, **more}, number=k + 1, AcquisitionTime=time)
-    parts = sorted(parts_of(folder), key=lambda p: p.series.header.SeriesNumber)
-    return phases_of([(p, facts_of(p, BOOK)) for p in parts], BOOK.phases, "liver")
-
-
-def modalities(choices: list[Choice]) -> list[str | None]:
-    return [c.modality for c in choices]
-
-
-def test_phases_by_seconds_since_the_agent_was_given(tmp_path):
-    choices = dynamic(tmp_path, ["095500", "100030", "100110", "100300"], ContrastBolusStartTime="100000")
-    assert modalities(choices) == ["C-pre", "C+A", "C+V", "C+Delay"]
-    assert min(c.confidence for c in choices) >= BOOK.review_below
-    assert "30 s after the contrast agent" in choices[1].reason
-
-
-def test_an_agent_given_just_before_midnight(tmp_path):
-    for k, time in enumerate(("235800", "000015")):
-        day = "20240313" if k else "20240312"
-        s.write_series(
-            tmp_path / str(k),
-            s.VIBE,
-            number=k + 1,
-            AcquisitionDate=day,
-            AcquisitionTime=time,
-            ContrastBolusStartTime="235945",
-        )
-    parts = sorted(parts_of(tmp_path), key=lambda p: p.series.header.SeriesNumber)
-    choices = phases_of([(p, facts_of(p, BOOK)) for p in parts], BOOK.phases, "liver")
-    assert modalities(choices) == ["C-pre", "C+A"] and "30 s after" in choices[1].reason
-
-
-def test_phases_by_their_order_where_nobody_wrote_when_the_agent_was_given(tmp_path):
-    choices = dynamic(tmp_path, ["095500", "100030", "100110", "100300"])
-    assert modalities(choices) == ["C-pre", "C+A", "C+V", "C+Delay"]
-    assert "if C+A came first" in choices[2].reason
-    assert max(c.confidence for c in choices) < 0.85  # less sure than with the time
-
-
-def test_series_written_in_another_order_than_acquired_are_ordered_by_time(tmp_path):
-    choices = dynamic(tmp_path, ["100300", "100110", "095500", "100030"], agents=["Gd", "Gd", "", "Gd"])
-    assert modalities(choices) == ["C+Delay", "C+V", "C-pre", "C+A"]
-
-
-def test_midnight_does_not_turn_the_order_around(tmp_path):
-    for k, (date, time) in enumerate(
-        [("20240312", "235800"), ("20240312", "235945"), ("20240313", "000025"), ("20240313", "000210")]
-    ):
-        s.write_series(
-            tmp_path / str(k),
-            {**s.VIBE, "ContrastBolusAgent": "Gd" if k else ""},
-            number=k + 1,
-            AcquisitionDate=date,
-            AcquisitionTime=time,
-        )
-    parts = sorted(parts_of(tmp_path), key=lambda p: p.series.header.SeriesNumber)
-    assert modalities(phases_of([(p, facts_of(p, BOOK)) for p in parts], BOOK.phases, "liver")) == [
-        "C-pre",
-        "C+A",
-        "C+V",
-        "C+Delay",
-    ]
-
-
-def test_a_phase_in_the_name_holds_against_the_order(tmp_path):
-    names = ["vibe nativ", "vibe art", "vibe portal venous", "vibe delayed 5 min"]
-    choices = dynamic(tmp_path, ["100300", "100110", "100030", "095500"], names=names, agents=["Gd"] * 4)
-    assert modalities(choices) == ["C-pre", "C+A", "C+V", "C+Delay"]
-
-
-def test_a_named_phase_is_what_the_others_are_counted_from(tmp_path):
-    names = ["vibe", "vibe portal venous", "vibe"]
-    choices = dynamic(tmp_path, ["095500", "100110", "100300"], names=names)
-    assert modalities(choices) == ["C-pre", "C+V", "C+Delay"] and "if C+V came first" in choices[2].reason
-
-
-@pytest.mark.parametrize(
-    ("times", "agents"), [(["100000"], ["Gd"]), (["095500", "100030"], ["", "Gd"]), (["", ""], ["", "Gd"]),
-                          (["095500", "100030", "100110"], ["Gd", "Gd", "Gd"])],
-)  # fmt: skip
-def test_what_the_times_do_not_tell_is_left_to_a_person(tmp_path, times, agents):
-    """A single phase after contrast, no time at all, or an agent named on every series: the last is no phase for certain."""
-    choices = dynamic(tmp_path, times, agents=agents, ContentTime="", SeriesTime="")
-    assert choices[-1].confidence < BOOK.review_below
-
-
-def test_time_points_of_one_series_are_volumes_and_phases(tmp_path):
-    uid = s.generate_uid()
-    for k, time in enumerate(["095500", "100030", "100110", "100300"]):
-        s.write_series(tmp_path, s.VIBE, uid=uid, first=6 * k, TemporalPositionIdentifier=k + 1, AcquisitionTime=time)
-    parts = parts_of(tmp_path)
-    assert [p.label for p in parts] == [f"time point {k}" for k in (1, 2, 3, 4)]
-    assert modalities(phases_of([(p, facts_of(p, BOOK)) for p in parts], BOOK.phases, "liver")) == [
-        "C-pre",
-        "C+A",
-        "C+V",
-        "C+Delay",
-    ]
-
-
-def test_slices_with_times_of_their_own_stay_one_volume(tmp_path):
-    for k, path in enumerate(s.write_series(tmp_path, s.T2)):
-        s.edit(path, lambda ds, k=k: setattr(ds, "AcquisitionTime", f"1000{k:02d}"))
-    assert [len(p.images) for p in parts_of(tmp_path)] == [6]
 
 
 def test_rules_name_modalities_of_the_vocabulary(tmp_path):

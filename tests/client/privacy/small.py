@@ -15,7 +15,8 @@ from client.records import SiteRecords
 from client.site import open_records
 from client.training import Trainer
 from configs import load_vocabulary
-from configs.schema import Config, EncoderConfig, FinetuneConfig, FusionConfig, ModelConfig, PretrainConfig, TextConfig
+from configs.schema import Config, EncoderConfig, FusionConfig, ModelConfig, TextConfig
+from configs.stages import FinetuneConfig, PretrainConfig
 from medmap_model.batch import Batch
 from medmap_model.model import MedMAP, build_model
 from medmap_model.text import build_text_encoder

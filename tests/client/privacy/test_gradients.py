@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from client.privacy.gradients import PatientGradients
-from configs.schema import EncoderConfig, FinetuneConfig, FusionConfig, ModelConfig, PretrainConfig, TextConfig
+from configs.schema import EncoderConfig, FusionConfig, ModelConfig, TextConfig
+from configs.stages import FinetuneConfig, PretrainConfig
 from medmap_model.batch import Batch
 from medmap_model.encoders import ModelError
 from medmap_model.model import MedMAP, build_model

@@ -17,8 +17,9 @@ from client.privacy.shares import Outer, add_weighted, norms, rows
 from client.privacy.synthetic import synthetic_batch
 from client.privacy.training import trained_parameters
 from configs.federated import PrivacyConfig
-from configs.schema import EncoderConfig, FinetuneConfig, PretrainConfig
+from configs.schema import EncoderConfig
 from configs.setting import ConfigError
+from configs.stages import FinetuneConfig, PretrainConfig
 from medmap_model.batch import Batch
 from medmap_model.groups import layout
 from medmap_model.model import MedMAP

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from client.privacy.gradients import PatientGradients
-from configs.schema import EncoderConfig, FinetuneConfig, PretrainConfig
+from configs.schema import EncoderConfig
+from configs.stages import FinetuneConfig, PretrainConfig
 from medmap_model.batch import Batch
 from medmap_model.encoders import REGISTRY
 from medmap_model.model import MedMAP

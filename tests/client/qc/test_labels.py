@@ -42,6 +42,19 @@ def test_names_that_look_alike_or_are_few_are_never_doubted():
     assert doubts(features, ["T1"] * len(patients), patients, LIMITS) == []
 
 
+def test_a_name_is_doubted_although_a_third_modality_looks_like_it():
+    """T1 and T1ce cannot be told apart; that a volume named T1 is a T2 can."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(120, 12))
+    features[2::3, :3] += 6.0
+    names, patients = ["T1", "T1ce", "T2"] * 40, [f"P{i // 3}" for i in range(120)]
+    assert doubts(features, names, patients, LIMITS) == []
+    names[30], names[32] = "T2", "T1"
+    found = {d.place: (names[d.place], d.looks_like, d.sure) for d in doubts(features, names, patients, LIMITS)}
+    assert found.keys() == {30, 32} and found[32] == ("T1", "T2", False)
+    assert found[30][0] == "T2" and found[30][1] in ("T1", "T1ce")
+
+
 def test_an_odd_volume_is_not_taken_for_another_modality():
     features, names, patients = site()
     features[10] = 40.0  # like neither

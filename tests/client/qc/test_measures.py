@@ -61,7 +61,7 @@ def test_grain_grows_with_noise_also_where_the_background_was_zeroed():
     assert quiet == pytest.approx(0.02, rel=0.3) and loud == pytest.approx(0.1, rel=0.3)
 
 
-@pytest.mark.parametrize("factor", [1.5, 2.5])
+@pytest.mark.parametrize("factor", [1.5, 2.5, 7])
 def test_a_bias_field_is_measured_and_none_is_not(factor):
     slope = np.exp(np.linspace(0, np.log(factor), SIZE))[:, None, None]
     inside = (
@@ -77,6 +77,21 @@ def test_a_ghost_is_measured_along_whichever_axis_and_nothing_else_is_taken_for_
     assert ghosting(regions(ghosted)) > 0.05
     for other in (head(), head(sigma=12), head() * np.linspace(1, 2, SIZE)[:, None, None]):
         assert ghosting(regions(other)) < 0.02
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_ghost_of_a_body_that_fills_the_view_is_measured_and_dark_fat_around_it_is_none(axis):
+    view = (slice(6, 34),) * 3  # 28 voxels, of which the ball has 26 to 30: as a real head in its field of view
+    full, again = head()[view], head(seed=1)[view]
+    assert ghosting(regions(full)) < 0.02
+    assert ghosting(regions(full + 0.1 * np.roll(again, 14, axis))) > 0.05
+    places = np.meshgrid(*[np.arange(28) - 13.5] * 3, indexing="ij")
+    radius = np.sqrt(sum((x / r) ** 2 for x, r in zip(places, (13, 14, 15), strict=True)))
+    rim = (radius >= 1) & np.roll(regions(full).core, 14, axis)
+    fat = regions(full + 40 * rim)  # darker than half of the mean tissue, so that it passes for air
+    air, ghost = fat.outside(fat.core), np.roll(fat.core, 14, axis)
+    excess = np.median(fat.thin[air & ghost]) - np.median(fat.thin[air & ~ghost])
+    assert excess > 0.1 * fat.thin[fat.core].mean() and ghosting(fat) < 0.05
 
 
 def test_single_voxels_and_ceilings_are_told_apart():
@@ -129,7 +144,13 @@ def test_features_do_not_know_gain_and_thumbnails_are_pictures():
 
 def test_a_volume_of_noise_alone_is_measured_or_refused_but_never_crashes():
     rng = np.random.default_rng(0)
-    for data in (rng.random((8, 9, 10)), rng.random((2, 2, 2)), np.eye(12)[:, :, None] * np.ones(12)):
+    odd = (
+        rng.random((8, 9, 10)),
+        rng.random((2, 2, 2)),
+        np.eye(12)[:, :, None] * np.ones(12),
+        3e38 * rng.random((20, 20, 20)),
+    )
+    for data in odd:
         found = regions(data)
         values, reasons = measure(found)
         assert values.keys() | reasons.keys() == {m.name for m in MEASURES}

@@ -97,6 +97,15 @@ def test_what_was_spoilt_is_named_by_row_and_nobody_by_name(clean, tmp_path):
     assert stat.S_IMODE((tmp_path / "qc.html").stat().st_mode) == 0o600
 
 
+def test_the_page_replaces_no_data_and_a_folder_that_is_not_there_is_said_at_once(clean, tmp_path):
+    few = write(tmp_path / "manifest.csv", [row | {"split": ""} for row in rows_of(clean)[:3]])
+    before = few.read_bytes()
+    for output, words in ((few, "end it with .html"), (tmp_path / "none" / "qc.html", "there is no folder")):
+        code, shown, error = qc(few, "-o", output)
+        assert code == 2 and words in error and not shown
+    assert few.read_bytes() == before
+
+
 def test_the_page_needs_nothing_but_itself_and_a_name_cannot_break_out(clean, tmp_path):
     rows = [row | {"patient_id": "<script>alert(1)</script>", "split": ""} for row in rows_of(clean)[:3]]
     path = tmp_path / "qc.html"

@@ -96,6 +96,20 @@ def backslash(site: Site) -> None:
     site.set(0, "image", "img\\a.nii.gz")
 
 
+def split(first: str, second: str) -> Callable[[Site], None]:
+    """Of P1's two rows where they differ, of P1 where it has none; the others are in train."""
+
+    def apply(site: Site) -> None:
+        site.header += ",split"
+        site.lines = [f"{line},{first if n == 0 else second}" for n, line in enumerate(site.lines)]
+        if not first:
+            site.lines[1] = site.lines[1].removesuffix(second)
+        else:
+            site.lines[2:] = [f"{line.rpartition(',')[0]},train" for line in site.lines[2:]]
+
+    return apply
+
+
 SHEARED = AFFINE.copy()
 SHEARED[0, 1] = 1.5
 TWICE = "P1,A,T1,P9.nii.gz,brain,tumour,Mass.,,"
@@ -115,6 +129,17 @@ CASES: dict[str, tuple[Callable[[Site], None], str | None, int]] = {
     "one file named twice": (cells(2, image="P1-T1.nii.gz"), "is the image of row 2 already", 6),
     "labels that contradict one another": (cells(1, abnormality="no_tumour"), "has another abnormality in row 2", 6),
     "an unknown label": (cells(0, abnormality="tumor"), "'tumor' is not an abnormality of the brain", 6),
+    "a patient in two splits or two sites": (
+        split("train", "test"),
+        "in split test, but in train in row 2 (leakage)",
+        6,
+    ),
+    "a patient without a split, where others have one": (split("", "train"), "Patient P1 has no split, but others", 6),
+    "a row of more or fewer cells than the header": (
+        lambda site: site.lines.__setitem__(0, site.lines[0].replace("Mass.,,", "Mass, left.,,4 4 4")),
+        "The row has 10 cells, the header 9",
+        5,
+    ),
     "a report that says nothing": (
         lambda site: (site.set(0, "report", "N/A"), site.set(1, "report", "")),
         "The report says nothing: 'N/A'",
@@ -136,6 +161,11 @@ CASES: dict[str, tuple[Callable[[Site], None], str | None, int]] = {
     "lengths in microns": (
         volume(affine=np.diag([4000.0, 4000, 4000, 1]), units="micron"),
         "Its header gives lengths in microns, voxels of 4e+03",
+        5,
+    ),
+    "a place a thousand kilometres away": (
+        volume(affine=AFFINE + np.eye(4, k=3) * 1e9),
+        "places it at 1e+09, 0, 0 mm",
         5,
     ),
     "NaN or infinite voxels": (volume(values=np.full((12, 12, 12), np.nan)), "are NaN or infinite", 5),
@@ -218,11 +248,29 @@ def test_a_file_name_that_is_not_utf8_is_a_row_of_ingest(tmp_path):
     assert len(found.rows) == 4
 
 
+def test_links_that_lead_nowhere_are_a_row_of_ingest(tmp_path):
+    brats_case(tmp_path, "BraTS2021_00001", ("flair", "t1", "t1ce", "t2"))
+    path = tmp_path / "BraTS2021_00001" / "BraTS2021_00001_seg.nii.gz"
+    path.symlink_to(tmp_path / "nowhere")
+    found = brats.scan(tmp_path)
+    assert ["1 files are links that lead nowhere" in p.problem for p in found.problems] == [True]
+    assert len(found.rows) == 4 and not any(row.mask for row in found.rows)
+
+
+def test_a_patient_in_two_sites_is_one_row(tmp_path):
+    site = Site(tmp_path)
+    site.header += ",site"
+    site.lines = [f"{line},{'north' if n else 'south'}" for n, line in enumerate(site.lines)]
+    found = check(site.write())
+    assert ["in site north, but in south in row 2 (leakage)" in p.problem for p in found.rows] == [True]
+    assert not found.files and len(found.manifest.studies) == 3
+
+
 def test_every_row_of_the_docs_is_tested_here_and_says_what_is_shown():
     rows = table()
     others = {
         "Windows line ends", "a byte order mark", "UTF-16", "old Macintosh line ends", "another encoding", "an open quotation mark",
-        "missing phases or sequences", "a file name that is not UTF-8",
+        "missing phases or sequences", "a file name that is not UTF-8", "links that lead nowhere",
     }  # fmt: skip
     assert set(rows) == set(CASES) | others
     for name, (_, text, _) in CASES.items():

@@ -70,10 +70,38 @@ def test_bids_oddities_are_named_and_cost_nothing_else(dataset):
     (dataset / "sub-03/anat/sub-03_T1w.json").write_text("{not json")
     found = settle(bids.scan(dataset, columns=bids.Columns("group", labels={"patient": "tumour"})), MEDMOM)
     problems = " | ".join(p.problem for p in found.problems)
-    for text in ("is not JSON", "not named after their folder", "sub-03 are not in participants.tsv", "sub-02 has T1 in",
+    for text in ("is not JSON", "not named after their folder", "1 subjects are not in participants.tsv, such as sub-03", "sub-02 has T1 in",
                  "'control'"):  # fmt: skip
         assert text in problems
     assert len(found.problems) == 5 and len(found.rows) == 6
+
+
+def test_phase_and_imaginary_parts_never_stand_for_an_image(dataset):
+    for part in ("imag", "mag", "phase"):
+        nifti(dataset / f"sub-04/anat/sub-04_part-{part}_T1w.nii.gz")
+    nifti(dataset / "sub-05/anat/sub-05_part-phase_T1w.nii.gz")
+    found = bids.scan(dataset)
+    assert [r.image.name for r in found.rows if r.patient_id in ("sub-04", "sub-05")] == ["sub-04_part-mag_T1w.nii.gz"]
+    assert "(part-) left out: 3" in " ".join(found.notes)
+
+
+def test_a_subject_that_participants_tsv_has_twice_has_no_label(dataset):
+    """Written by Excel on Windows: byte order mark, CRLF."""
+    table = "participant_id\tgroup\r\nsub-01\ttumour\r\nsub-01\tno_tumour\r\nsub-02\tno_tumour\r\n"
+    (dataset / "participants.tsv").write_bytes(("\ufeff" + table).encode())
+    found = bids.scan(dataset, columns=bids.Columns("group"))
+    assert {(r.patient_id, r.abnormality) for r in found.rows} == {("sub-01", ""), ("sub-02", "no_tumour")}
+    assert ["has sub-01 twice" in p.problem for p in found.problems] == [True]
+
+
+def test_a_data_set_of_links_that_were_never_fetched_says_so_once(dataset):
+    """As `datalad clone` leaves it."""
+    for path in dataset.rglob("*.nii.gz"):
+        path.unlink()
+        path.symlink_to("../.git/annex/objects/x")
+    found = bids.scan(dataset)
+    assert not found.rows and ["8 files are links that lead nowhere" in p.problem for p in found.problems] == [True]
+    assert "datalad get" in found.problems[0].remedy
 
 
 def test_bids_usage_errors_are_one_sentence(dataset, tmp_path_factory):
@@ -141,6 +169,37 @@ def test_what_a_layout_does_not_cover_is_named(scans):
     ):
         assert text in problems
     assert len(found.rows) == 4 and "no such modality: adc 1." in " ".join(found.notes)
+
+
+def test_a_tables_row_of_too_many_cells_is_left_out_and_one_of_too_few_is_not(scans):
+    """A comma in a report that nobody quoted: nothing of the row can be trusted."""
+    root, layout = scans
+    (layout.parent / "clinical.csv").write_text("MRN,Diagnosis,Findings,Part\n002,none\n001,GBM,Mass, left,train\n")
+    found = settle(folder.scan(root, layout), MEDMOM)
+    assert {(r.patient_id, r.abnormality, r.report) for r in found.rows} == {("001", "", ""), ("002", "no_tumour", "")}
+    assert [p.row for p in found.problems] == [3, None]
+    assert "The row has 5 cells, the header 4" in found.problems[0].problem
+
+
+def test_a_table_by_study_gives_no_label_to_a_study_of_two_patients(scans):
+    root, layout = scans
+    nifti(root / "south/003/20240101/t1.nii.gz")  # of the same day as 001's
+    layout.write_text(LAYOUT.replace("key: MRN", "key: date, by: study"))
+    (layout.parent / "clinical.csv").write_text("date,Diagnosis,Findings,Part\n20240101,GBM,Mass.,\n20240102,none,,\n")
+    found = settle(folder.scan(root, layout), MEDMOM)
+    assert {r.patient_id: (r.abnormality, r.report) for r in found.rows} == {
+        "001": ("", ""), "003": ("", ""), "002": ("no_tumour", ""),
+    }  # fmt: skip
+    assert ["1 studies of the table belong to several patients" in p.problem for p in found.problems] == [True]
+
+
+def test_a_group_that_a_path_may_lack(scans):
+    root, layout = scans
+    text = LAYOUT.replace(r"(?P<modality>[^/]+)\.nii(\.gz)?", r"((?P<modality>t1|t1_gd|seg)|.*)\.nii(\.gz)?")
+    layout.write_text(text)
+    nifti(root / "north/001/20240101/scout.nii.gz")
+    found = folder.scan(root, layout)
+    assert len(found.rows) == 3 and ["such as north/001/20240101/scout" in p.problem for p in found.problems] == [True]
 
 
 @pytest.mark.parametrize(

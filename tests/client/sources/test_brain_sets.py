@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from client.manifest import read_manifest
@@ -36,6 +38,7 @@ def studies(found: Found) -> dict[str, dict[str, Row]]:
         (".", "FeTS2022_01341", OLD, "_", ".nii.gz", "FeTS2022_01341"),
         ("training_data1_v2", "BraTS-GLI-00005-100", NEW, "-", ".nii.gz", "BraTS-GLI-00005"),
         (".", "BraTS-MET-00001-000", NEW, "-", ".nii.gz", "BraTS-MET-00001"),
+        (".", "BraTS-GLI-00012-001", NEW, "-", ".nii.gz", "BraTS-GLI-00012"),
         (".", "case7", ("T1GD", "T1", "T2", "FLAIR", "seg"), "_", ".nii.gz", "case7"),
     ],
 )
@@ -50,6 +53,16 @@ def test_every_years_names_are_read(tmp_path, folder, case, suffixes, join, end,
     assert rows["T1"].mask.name == f"{case}{join}seg{end}"
     assert (rows["T1"].patient_id, rows["T1"].abnormality, rows["T1"].split) == (patient, "tumour", "")
     assert rows["T1"].extra.get("grade") == (folder if folder in ("HGG", "LGG") else None)
+
+
+def test_the_target_volume_of_brats_men_rt_is_its_mask(tmp_path):
+    brats_case(tmp_path, "BraTS-MEN-RT-0012-1", ("t1c", "gtv"))
+    (row,) = brats.scan(tmp_path).rows
+    assert (row.patient_id, row.modality, row.mask.name) == (
+        "BraTS-MEN-RT-0012",
+        "T1ce",
+        "BraTS-MEN-RT-0012-1_gtv.nii.gz",
+    )
 
 
 def test_visits_of_a_patient_are_studies(tmp_path):
@@ -68,6 +81,9 @@ def test_grades_of_the_name_mapping_and_texts_of_textbrats(tmp_path):
     text.write_text("Lesion in the left\nparietal lobe.")
     rows = studies(brats.scan(tmp_path))
     assert rows["BraTS20_Training_001"]["T1"].extra == {"grade": "HGG"}
+    assert not brats.scan(tmp_path).problems
+    (tmp_path / "BraTS20_Training_003_flair_text.txt").write_text("Lesion.")
+    assert ["1 texts are of cases without images" in p.problem for p in brats.scan(tmp_path).problems] == [True]
     report = rows["BraTS20_Training_002"]["T1"]
     assert (report.report, report.report_source) == ("Lesion in the left parietal lobe.", "generated")
 
@@ -81,6 +97,13 @@ def test_a_fets_partition_gives_the_sites(tmp_path):
     sites = {study: rows["T1"].site for study, rows in studies(found).items()}
     assert sites == {"FeTS2022_00000": "site-4", "FeTS2022_00001": "", "FeTS2022_00002": ""}
     assert ["2 cases have no site" in p.problem for p in found.problems] == [True]
+    rows = "4,FeTS2022_00000\n5,FeTS2022_00000\n7,FeTS2022_00001\n7,FeTS2022_00002\n9\n"
+    table.write_text(f"Partition_ID,Subject_ID\n{rows}")  # one in two sites, and a row cut short
+    found = brats.scan(tmp_path, partition=table)
+    assert {study: rows["T1"].site for study, rows in studies(found).items()} == {
+        "FeTS2022_00000": "", "FeTS2022_00001": "site-7", "FeTS2022_00002": "site-7",
+    }  # fmt: skip
+    assert ["has FeTS2022_00000 in site-4 and site-5" in p.problem for p in found.problems] == [True]
     table.write_text("id,hospital\n1,2\n")
     assert "no columns Partition_ID" in str(brats.scan(tmp_path, partition=table).problems[0])
 
@@ -168,16 +191,79 @@ def test_a_fed_brats_patient_in_train_and_test_is_a_test_patient(tmp_path):
     assert {row.split for row in found.rows} == {"test"} and len(found.problems) == 1
 
 
-def test_fed_brats_parquet_is_read(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
+@pytest.fixture
+def parquet():
+    return pytest.importorskip("pyarrow.parquet")
+
+
+def shards(parquet, root: Path, rows: list[list[str]], types: dict[str, str], **more: list[object]) -> Path:
+    """metadata/train-*.parquet with a row each, as Hugging Face's `datasets` writes them; types: of columns that are no strings."""
     import pyarrow
 
-    (tmp_path / "metadata").mkdir()
+    (root / "metadata").mkdir(parents=True, exist_ok=True)
     names = ["BraTS Subject ID", "Site", "t1n", "t1c", "t2w", "t2f", "Mask"]
-    cells = case(tmp_path, "BraTS-GLI-00005-100", "1")
-    table = pyarrow.table({name: [cell] for name, cell in zip(names, cells, strict=True)})
-    parquet.write_table(table, tmp_path / "metadata" / "train-00000-of-00001.parquet")
-    assert len(fed_brats.scan(tmp_path).rows) == 4
+    for i, row in enumerate(rows):
+        cells = dict(zip(names, row, strict=True))
+        table = pyarrow.table({name: pyarrow.array([cell or None], pyarrow.string()) for name, cell in cells.items()})
+        for name, kind in types.items():
+            at = names.index(name)
+            column = table.column(name)
+            column = column.dictionary_encode() if kind == "dictionary" else column.cast(kind)
+            table = table.set_column(at, name, column)
+        for name, values in more.items():
+            table = table.append_column(name, pyarrow.array([values[i]]))
+        table = table.replace_schema_metadata({"huggingface": '{"info": {"features": {}}}'})
+        parquet.write_table(table, root / "metadata" / f"train-{i:05d}-of-{len(rows):05d}.parquet")
+    return root
+
+
+@pytest.mark.parametrize(
+    "types",
+    [{}, {"Site": "int64"}, {"Site": "double"}, {"t1n": "large_string", "Mask": "string_view", "Site": "dictionary"}],
+)
+def test_a_fed_brats_parquet_says_what_the_same_table_as_csv_says(tmp_path, parquet, types):
+    rows = [case(tmp_path / "csv", f"BraTS-GLI-0000{n}-100", str(n)) for n in (1, 2, 3)]
+    rows[1][1] = rows[2][4] = ""  # no site; no T2
+    snapshot(tmp_path / "csv", rows)
+    shutil.copytree(tmp_path / "csv" / "data", tmp_path / "parquet" / "data")
+    thumbnails = [{"bytes": b"PNG", "path": None}] * 3  # columns that nobody asks for are not read
+    shards(parquet, tmp_path / "parquet", rows, types, Thumbnail=thumbnails, Age=[60, 70, None])
+    found = fed_brats.scan(tmp_path / "parquet")
+    wanted = fed_brats.scan(tmp_path / "csv")
+
+    def told(found: Found, root: Path) -> list[tuple[object, ...]]:
+        return [
+            (r.patient_id, r.modality, r.image.relative_to(root), r.mask.relative_to(root), r.site, r.split)
+            for r in found.rows
+        ]
+
+    assert told(found, tmp_path / "parquet") == told(wanted, tmp_path / "csv")
+    assert len(found.rows) == 11 and {r.site for r in found.rows} == {"site-1", "", "site-3"}
+    assert not found.problems
+
+
+def test_a_fed_brats_parquet_that_holds_images_or_is_damaged_is_named(tmp_path, parquet):
+    import pyarrow
+
+    rows = [case(tmp_path, f"BraTS-GLI-0000{n}-100", str(n)) for n in (1, 2, 3)]
+    shards(parquet, tmp_path, rows, {})
+    first, second, third = sorted((tmp_path / "metadata").iterdir())
+    table = parquet.ParquetFile(first).read()
+    image = pyarrow.array([{"bytes": b"\x1f\x8b...", "path": "x.nii.gz"}])
+    parquet.write_table(table.set_column(table.column_names.index("t1n"), "t1n", image), first)
+    second.write_bytes(second.read_bytes()[:-100])
+    found = fed_brats.scan(tmp_path)
+    assert {row.study_id for row in found.rows} == {"BraTS-GLI-00003-100"} and len(found.rows) == 4
+    assert [(p.problem.startswith(str(path)), said in p.problem) for p, path, said in
+            zip(found.problems, (first, second), ("t1n holds struct<", "no Parquet file"), strict=True)] == [(True, True)] * 2  # fmt: skip
+    good = third.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):  # whatever is in the file: a problem or rows, never a traceback
+        raw = bytearray(good)
+        for place in rng.integers(0, len(raw), 3):
+            raw[place] = rng.integers(0, 256)
+        third.write_bytes(raw)
+        fed_brats.scan(tmp_path)
 
 
 def test_without_pyarrow_fed_brats_says_what_to_do(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.sources.commands import ALL, ingest
-from tests.client.sources.trees import brats_case, lesion_study, nifti
+from tests.client.sources.trees import brats_case, lesion_study, lld, nifti
 
 
 def run(*arguments: object, width: int = 400) -> tuple[int, str]:
@@ -55,6 +55,78 @@ def test_a_manifest_is_written_and_check_accepts_it(fets):
     assert path.read_bytes() == first  # byte for byte the same
 
 
+@pytest.mark.parametrize("source", ["lld-mmri", "brats", "fed-brats", "ixi", "bids", "folder", "medmom"])
+def test_no_source_changes_a_byte_of_the_data_set_and_again_gives_the_same_manifest(tmp_path, source):
+    data, more, brain = tmp_path / "data", [], ("flair", "t1", "t1ce", "t2", "seg")
+    if source in ("lld-mmri", "medmom"):
+        lld(data, {"MR1": [6], "MR-2": [4]})
+        more = ["--write-masks", tmp_path / "masks"]
+    if source == "medmom":
+        brats_case(tmp_path / "brain", "BraTS2021_00000", brain)
+        more = [tmp_path / "brain", *more]
+    elif source == "brats":
+        brats_case(data, "BraTS2021_00000", brain)
+    elif source == "fed-brats":
+        nifti(data / "x" / "t1n.nii.gz")
+        (data / "metadata").mkdir()
+        (data / "metadata" / "train.csv").write_text("BraTS Subject ID,Site,t1n\nBraTS-GLI-00005-100,1,x/t1n.nii.gz\n")
+    elif source == "ixi":
+        nifti(data / "IXI012-HH-1211-T1.nii.gz")
+    elif source == "bids":
+        nifti(data / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    elif source == "folder":
+        nifti(data / "P 1+" / "T1.nii")
+        (tmp_path / "l.yaml").write_text("files: '(?P<patient>.+)/(?P<modality>T1)\\.nii'\norgan: brain\n")
+        more = ["--layout", tmp_path / "l.yaml"]
+
+    def state() -> dict[Path, tuple[bytes, int]]:
+        return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(data.rglob("*")) if p.is_file()}
+
+    before = state()
+    code, shown = run(source, data, *more, "-o", tmp_path / "m.csv")
+    assert code in (0, 1) and (tmp_path / "m.csv").read_bytes().count(b"\n") > 1, shown
+    first = (tmp_path / "m.csv").read_bytes()
+    assert run(source, data, *more, "-o", tmp_path / "m.csv", "--force")[0] == code
+    assert (tmp_path / "m.csv").read_bytes() == first and state() == before
+
+
+def test_neither_ingest_nor_check_loads_what_takes_longer_than_they_do(fets):
+    loads = "import sys\nfrom client.cli import app\ntry: app(sys.argv[1:])\nexcept SystemExit as ended: assert not ended.code\n"
+    loads += "assert not {'torch', 'monai', 'flwr', 'transformers', 'scipy.ndimage'} & sys.modules.keys()"
+    path = fets / "m.csv"
+    for command in (["ingest", "brats", fets / "data", "-o", path], ["check", path, "--headers-only"]):
+        done = subprocess.run(
+            [sys.executable, "-c", loads, *command], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[3]
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
+def test_masks_are_not_written_in_a_dry_run(tmp_path):
+    lld(tmp_path / "data", {"MR1": [6]})
+    code, shown = run("lld-mmri", tmp_path / "data", "--write-masks", tmp_path / "masks")
+    assert code == 2 and "takes -o" in shown and not (tmp_path / "masks").exists()
+    assert run("lld-mmri", tmp_path / "data", "--write-masks", tmp_path / "masks", "-o", tmp_path / "m.csv")[0] == 0
+    assert (tmp_path / "masks" / "MR1.nii.gz").is_file()
+
+
+def test_a_name_that_would_steer_the_terminal_or_its_markup_is_shown_as_it_is(tmp_path):
+    brats_case(tmp_path / "[/bold] \x1b[2J", "BraTS2021_00000", ("t1",))
+    nifti(tmp_path / "[/bold] \x1b[2J" / "odd.nii.gz")
+    code, shown = run("brats", tmp_path)
+    assert code == 1 and "[/bold] \\x1b[2J/odd.nii.gz" in shown and "\x1b[2J" not in shown
+
+
+def test_a_screen_that_is_not_utf8_shows_what_it_lacks_escaped(tmp_path):
+    brats_case(tmp_path / "Ärzte 患者", "BraTS2021_00000", ("t1",))
+    nifti(tmp_path / "Ärzte 患者" / "odd.nii.gz")
+    done = subprocess.run(
+        [sys.executable, "-m", "client.cli", "ingest", "brats", tmp_path],
+        capture_output=True, timeout=60, cwd=Path(__file__).resolve().parents[3],
+        env={**os.environ, "COLUMNS": "400", "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 1 and b"\\xc4rzte \\u60a3\\u8005/odd.nii.gz" in done.stdout and not done.stderr
+
+
 def test_what_is_left_out_is_listed_and_exits_1_with_the_rest_written(fets):
     nifti(fets / "data" / "FeTS2022_00009" / "odd.nii.gz")
     code, shown = run("brats", fets / "data", "-o", fets / "m.csv")
@@ -68,7 +140,7 @@ def test_a_folder_of_another_layout_exits_1_and_a_wrong_one_2(tmp_path):
     for arguments in (
         ("ixi", tmp_path / "nowhere"), ("lld-mmri", tmp_path), ("lld-mmri", tmp_path, "--fold", "9"), ("nothing", tmp_path),
         ("bids", tmp_path, "--label", "tumour"), ("folder", tmp_path), ("ixi", tmp_path, "--vocabulary", "nothing"),
-        ("medmom", tmp_path, tmp_path), ("fed-brats", tmp_path),
+        ("medmom", tmp_path, tmp_path), ("fed-brats", tmp_path), ("ixi", tmp_path, "-o", tmp_path),
     ):  # fmt: skip
         code, shown = run(*arguments)
         assert code == 2 and shown.strip() and "Traceback" not in shown, arguments

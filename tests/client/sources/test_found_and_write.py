@@ -67,6 +67,13 @@ def test_what_the_vocabulary_lacks_is_left_out_with_a_note_and_unknown_labels_wi
     assert "Did you mean tumour" in found.problems[0].remedy
 
 
+def test_an_organ_that_the_vocabulary_lacks_is_a_problem_not_a_missing_modality():
+    found = settle(Found([row(organ="Brain"), row(modality="T2", organ="Brain"), row("P2", organ="brain")]), MEDMOM)
+    assert [r.patient_id for r in found.rows] == ["P2"] and not found.notes
+    assert "'Brain' (2 volumes) is not an organ" in found.problems[0].problem
+    assert "Did you mean brain" in found.problems[0].remedy
+
+
 def test_the_same_rows_give_the_same_bytes_in_any_order():
     rows = [
         row(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import nibabel as nib
@@ -210,6 +212,39 @@ def test_classes_may_be_named_and_a_patients_name_may_not_lead_elsewhere(tmp_pat
     found = scan(root, masks=tmp_path / "masks")
     assert {row.abnormality for row in found.rows} == {"hcc"} and "is not named as a patient" in said(found)
     assert [p.name for p in tmp_path.rglob("*.nii.gz") if "images" not in p.parts] == ["MR1.nii.gz"]
+
+
+def test_edges_that_are_none_cost_their_volume_and_hollow_boxes_their_mask(tmp_path):
+    root = lld(tmp_path / "d", {"MR1": [6], "MR2": [6]})
+    path = root / "labels" / "Annotation.json"
+    told = json.loads(path.read_text())
+    for number, edges in enumerate(([0, 0.7], ["nan", 1], [-1, 1])):
+        told["Annotation_info"]["MR1"][number]["pixel_spacing"] = edges
+    for item in told["Annotation_info"]["MR2"]:
+        item["annotation"]["lesion"]["0"]["bbox"]["3D_box"]["x_max"] = 1
+    told["Annotation_info"]["MR3"] = None
+    path.write_text(json.dumps(told))
+    found = scan(root, masks=tmp_path / "masks")
+    assert Counter(row.patient_id for row in found.rows) == {"MR1": 5, "MR2": 8}
+    assert {row.patient_id for row in found.rows if row.mask} == {"MR1"}
+    assert said(found).count("is not described as the others are") == 4 and "8 lesion boxes hold no voxel" in said(
+        found
+    )
+
+
+def test_masks_are_written_neither_among_the_images_nor_over_other_files(tmp_path):
+    root = lld(tmp_path / "d", {"MR1": [6]})
+    with pytest.raises(SourceError, match="among the images"):
+        scan(root, masks=root / "images" / "MR1")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "MR1.nii.gz").write_bytes(b"drawn by a radiologist")
+    with pytest.raises(SourceError, match="--force"):
+        scan(root, masks=tmp_path / "masks")
+    assert (tmp_path / "masks" / "MR1.nii.gz").read_bytes() == b"drawn by a radiologist"
+    scan(root, masks=tmp_path / "masks", force=True)
+    first = (tmp_path / "masks" / "MR1.nii.gz").read_bytes()
+    scan(root, masks=tmp_path / "masks")  # its own is no other file
+    assert (tmp_path / "masks" / "MR1.nii.gz").read_bytes() == first and first != b"drawn by a radiologist"
 
 
 def test_annotations_of_another_make_are_named(tmp_path):

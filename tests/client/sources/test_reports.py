@@ -10,16 +10,21 @@ import numpy as np
 import pytest
 
 from client.augment import mirror_report
+from client.grids import VolumeError
 from client.manifest import read_manifest, split_of
 from client.sources.found import Found, Row
 from client.sources.leak import leak_of, told
-from client.sources.reports import add_reports, measure, words
+from client.sources.reports import Kind, add_reports, findings_of, measure, prose
 from client.sources.write import write_manifest
 from configs import load_vocabulary
 from tests.client.sources.trees import lesion_study
 
 MEDMOM = load_vocabulary("medmom")
 BRIGHT = {"T1": 0.7, "T2": 2.2, "FLAIR": 1.4, "T1ce": 1.0}
+
+
+def words(lesions, organ: str) -> str:
+    return prose(findings_of(lesions, organ))
 
 
 def study_rows(folder: Path, patient: str = "P1", **changes: object) -> list[Row]:
@@ -48,7 +53,8 @@ def test_the_other_side_and_another_orientation_of_the_file_are_told_right(tmp_p
     paths = lesion_study(tmp_path, bright=BRIGHT, centre=(9, 26, 12))
     assert measure({"T1": paths["T1"]}, paths["mask"], {}).place == "left anterior inferior"
     turned = tmp_path / "turned.nii.gz"
-    nib.save(nib.as_closest_canonical(nib.load(paths["mask"])).slicer[::-1, :, ::-1], turned)
+    nib.save(nib.load(paths["mask"]).as_reoriented(np.array([[0, -1], [1, 1], [2, -1]])), turned)
+    assert nib.aff2axcodes(nib.load(turned).affine) == ("L", "A", "I")
     assert measure({"T1": paths["T1"]}, turned, {}).place == "left anterior inferior"
 
 
@@ -63,7 +69,23 @@ def test_true_voxel_edges_are_used_where_the_header_lies(tmp_path):
     nib.save(nib.Nifti1Image(np.asarray(nib.load(paths["mask"]).dataobj), affine), mask)
     true = measure({"T2": lying}, mask, {"T2": (2.0, 2.0, 2.0)})
     assert true.signals["T2"] == pytest.approx(2.2, rel=0.01)
-    assert measure({"T2": lying}, mask, {}).signals.get("T2") != pytest.approx(2.2, rel=0.1)
+    with pytest.raises(VolumeError, match="nothing of it lies in a volume"):  # the header alone puts it elsewhere
+        measure({"T2": lying}, mask, {})
+
+
+def test_a_mask_elsewhere_has_no_place_and_dark_volumes_have_no_signal(tmp_path):
+    paths = lesion_study(tmp_path, bright=BRIGHT)
+    source = nib.load(paths["mask"])
+    away = source.affine.copy()
+    away[:3, 3] += 500
+    nib.save(nib.Nifti1Image(np.asarray(source.dataobj), away), tmp_path / "away.nii.gz")
+    with pytest.raises(VolumeError, match="nothing of it lies in a volume of its study"):
+        measure({"T1": paths["T1"]}, tmp_path / "away.nii.gz", {})
+    for value in (0, -40):
+        nib.save(nib.Nifti1Image(np.full(source.shape, value, np.int16), source.affine), tmp_path / "dark.nii.gz")
+        found = measure({"T1": tmp_path / "dark.nii.gz", "T2": paths["T2"]}, paths["mask"], {})
+        assert found.signals.keys() == {"T2"} and found.place == "right posterior superior"
+    assert measure({"T1": tmp_path / "dark.nii.gz"}, paths["mask"], {}).place == ""
 
 
 def test_several_lesions_are_counted_and_an_empty_mask_says_so(tmp_path):
@@ -80,7 +102,7 @@ def test_made_reports_are_marked_and_a_radiologists_is_kept(tmp_path):
     rows = study_rows(tmp_path / "1") + study_rows(tmp_path / "2", "P2", report="Written by a person.")
     rows += study_rows(tmp_path / "3", "P3", mask=None) + study_rows(tmp_path / "4", "P4", mask=None, abnormality="")
     found = Found(rows)
-    add_reports(found, MEDMOM, ["measured", "caption"])
+    add_reports(found, MEDMOM, [Kind("measured"), Kind("caption")])
     by = {row.patient_id: row for row in found.rows}
     assert {name: row.report_source for name, row in by.items()} == {
         "P1": "measured",
@@ -95,7 +117,7 @@ def test_made_reports_are_marked_and_a_radiologists_is_kept(tmp_path):
     add_reports(found_so, MEDMOM, [])
     assert any("Reports that are not a radiologist's: 1" in note for note in found_so.notes)
     again = Found(study_rows(tmp_path / "3", "P3", mask=None))
-    add_reports(again, MEDMOM, ["caption"])
+    add_reports(again, MEDMOM, [Kind("caption")])
     assert again.rows[0].report == by["P3"].report
 
 
@@ -103,7 +125,7 @@ def test_a_volume_that_cannot_be_measured_is_named_and_the_others_are_measured(t
     rows = study_rows(tmp_path / "1") + study_rows(tmp_path / "2", "P2")
     rows[5].image.write_bytes(b"junk")
     found = Found(rows)
-    add_reports(found, MEDMOM, ["measured"])
+    add_reports(found, MEDMOM, [Kind("measured")])
     assert [bool(row.report) for row in found.rows] == [True] * 4 + [False] * 4
     assert ["P2 cannot be measured" in p.problem and "not a NIfTI image" in p.problem for p in found.problems] == [True]
 
@@ -151,7 +173,7 @@ def test_captions_leak_and_the_manifests_reader_gives_them_to_training_patients_
         image.touch()
         rows.append(Row(f"P{n}", "A", "T1", image, "brain", label))
     found = Found(rows)
-    add_reports(found, MEDMOM, ["caption"])
+    add_reports(found, MEDMOM, [Kind("caption")])
     assert "they TELL the label" in found.notes[-1]
     path = tmp_path / "m.csv"
     write_manifest(found.rows, path)
