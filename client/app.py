@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SType
 
+from client.gate.words import one_line
 from client.problems import SiteError
 from medmap_model import contract
 from medmap_model.contract import Request, Task
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     Vectors = Mapping[str, np.ndarray]
 
 log = logging.getLogger("medmap.client")
+log.addFilter(one_line)  # an exception's text may be the server's
 app = ClientApp()
 
 

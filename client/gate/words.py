@@ -20,9 +20,10 @@ def visible(text: str, *, keep: str = "") -> str:
 
 
 def one_line(record: logging.LogRecord) -> bool:
-    """A logging filter: a record is one line whatever is in it, an exception's text included, so that nobody can write another's
-    line into this site's log."""
+    """A logging filter: a record is one line whatever is in it, and a traceback's lines are indented, so that nobody can write
+    another's line into this site's log."""
     if record.exc_info and not record.exc_text:
-        record.exc_text = visible(logging.Formatter().formatException(record.exc_info)[-_LINE:])
+        traceback = logging.Formatter().formatException(record.exc_info)[-_LINE:]
+        record.exc_text = "\n".join("  | " + visible(line) for line in traceback.splitlines())
     record.msg, record.args = visible(record.getMessage()[:_LINE]), None
     return True

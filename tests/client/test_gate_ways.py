@@ -202,4 +202,5 @@ def test_a_line_of_the_log_is_one_line_whoever_chose_its_words(caplog):
     assert sum("approve evil.fab" in line for line in lines) == 2 and not any(line.startswith("2026") for line in lines)
     assert max(map(len, lines)) < 5000
     assert "\x1b" not in caplog.text and "\u202e" not in caplog.text and r"\n2026-11-28" in caplog.text
+    assert "  | Traceback (most" in caplog.text and any(line.startswith("  | 2026-11-28") for line in lines)
     assert visible("a\tb\u00e9\x07", keep="\t") == "a\tb\u00e9\\x07" and plain("\u00e9" + "x" * 99) == "?" + "x" * 63
