@@ -29,7 +29,7 @@ e2e: setup
 
 test: setup
 	@bash scripts/install_packages.sh
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 quick: setup
 	$(BIN)/python -m pytest -m "not slow"

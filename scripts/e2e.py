@@ -63,7 +63,7 @@ class Story:
         """A heading, with the time so far."""
         print(f"\n[{time.monotonic() - self.begun:4.0f} s] {title}", flush=True)
 
-    def do(self, *words: object, timeout_s: float = 240, **variables: object) -> str:
+    def do(self, *words: object, timeout_s: float = 600, **variables: object) -> str:
         """Run a command to its end, with more variables of the environment; what it printed. Raises Failed when it fails."""
         command = [str(w) for w in words]
         print(f"  $ {' '.join(command)}".replace(str(self.folder), "."), flush=True)

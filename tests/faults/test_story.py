@@ -20,7 +20,7 @@ NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 def test_the_whole_story_goes_as_it_is_told(tmp_path):
     told = subprocess.run(
         [sys.executable, ROOT / "scripts" / "e2e.py", "--keep", tmp_path / "story"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False,
     )  # fmt: skip
     assert told.returncode == 0, told.stdout[-6000:] + told.stderr
     assert processes(tmp_path) == {}

@@ -73,7 +73,7 @@ class Deployed:
             if sum(n["status"] == "online" for n in nodes) >= count:
                 return
             assert time.monotonic() < end, nodes
-            time.sleep(0.5)
+            time.sleep(2)  # each look is a process of its own
 
     def command(self, *arguments: object, wait_s: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
         """medmap-server, as a person calls it."""

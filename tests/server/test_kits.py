@@ -101,7 +101,7 @@ def test_an_app_runs_once_it_is_approved_and_what_may_not_leave_stays(coordinato
         env=server.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while "(bundle)" not in (log := (site.kit / "node.log").read_text()) and time.monotonic() < end:
             time.sleep(0.2)
         pending = list(site.kit.glob("gate/pending/*.fab"))
