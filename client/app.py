@@ -61,7 +61,7 @@ def _look_over(content: RecordDict, msg: Message, context: Context) -> None:
     from client.gate.names import Names
 
     asked, own = Asked.of(msg.metadata.message_type, msg.content), _own(context)
-    if (why := objection(content, asked, *_demands(context), names=Names.of(own) if own else None)) is not None:
+    if (why := objection(content, asked, *_demands(own), names=Names.of(own) if own else None)) is not None:
         raise SiteError("egress", why)
 
 
@@ -77,11 +77,10 @@ def _own(context: Context) -> SiteFile | None:
         raise SiteError("policy", str(error)) from None
 
 
-def _demands(context: Context) -> tuple[Egress, Privacy]:
-    """What this node's site.yaml says may leave; of a site without one, whatever the contract allows."""
+def _demands(own: SiteFile | None) -> tuple[Egress, Privacy]:
+    """What a site.yaml says may leave; of a site without one, whatever the contract allows."""
     from client.policy import SIMULATED, Privacy
 
-    own = _own(context)
     return (own.egress, own.privacy) if own else (SIMULATED, Privacy(required=False))
 
 
@@ -186,7 +185,7 @@ def _secure(context: Context, strategy: StrategyConfig) -> SecureSite:
     """This site's secrets of the present round. They live in Flower's context, which a SuperNode keeps and hands on."""
     from client.secure import SecureSite
 
-    _demands(context)[0].check_sum(strategy)
+    _demands(_own(context))[0].check_sum(strategy)
     kept: Any = context.state.get(contract.SECURE) or {contract.SECURE: "{}"}
     return SecureSite(json.loads(str(kept[contract.SECURE])), strategy)
 
@@ -271,7 +270,7 @@ def _figures(figures: Figures, context: Context) -> MetricRecord:
     """Those that are known, and that the hospital tells."""
     from client.gate.egress import told
 
-    return MetricRecord(told(figures.known(), *_demands(context)))
+    return MetricRecord(told(figures.known(), *_demands(_own(context))))
 
 
 @app.evaluate("scores")
