@@ -87,29 +87,33 @@ def print_census(told: dict[str, Any]) -> None:
 
     console = Console(markup=False, highlight=False)  # names are a user's, and may look like markup
 
+    def called(site: dict[str, Any]) -> str:
+        return f"{site['name']} (test)" if site["external"] else str(site["name"])
+
     def show(title: str, columns: Sequence[str], rows: Iterable[tuple[dict[str, Any], Sequence[Any]]]) -> None:
         console.print(title, style="bold")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("site", no_wrap=True)
         for name in columns:
-            last = name == "lacks"
-            table.add_column(
-                name.replace("_", " "), justify="left" if last else "right", no_wrap=not last, overflow="fold"
-            )
+            table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
         for site, cells in rows:
-            name = f"{site['name']} (test)" if site["external"] else site["name"]
-            table.add_row(name, *("-" if cell in (0, "") else str(cell) for cell in cells))
+            table.add_row(called(site), *(str(cell or "-") for cell in cells))
         console.print(table)
 
     sites = told["sites"]
     show("patients", (*SPLITS, "reports"), [(s, (*s["patients"].values(), s["reports"])) for s in sites])
     for organ, names in told["organs"].items():
-        rows = []
+        rows, lacking = [], dict[str, list[str]]()
         for site in (s for s in sites if organ in s["organs"]):
             own = site["organs"][organ]
-            lacks = " ".join(m for m in names["modalities"] if m not in own["modalities"])
-            rows.append((site, (*(own["labels"].get(label, 0) for label in names["labels"]), lacks)))
-        show(f"{organ}: patients who train", (*names["labels"], "lacks"), rows)
+            rows.append((site, [own["labels"].get(label, 0) for label in names["labels"]]))
+            lacks = [m for m in names["modalities"] if m not in own["modalities"]]
+            lacking.setdefault(", ".join(lacks), []).append(called(site))
+        show(f"{organ}: patients who train", names["labels"], rows)
+        for lacks_these, who in lacking.items():
+            if lacks_these:
+                console.print(f"without {lacks_these}: {', '.join(who)}")
+        console.print()
 
 
 def _census(sites: list[dict[str, Any]], vocabulary: Vocabulary) -> dict[str, Any]:

@@ -52,6 +52,14 @@ def test_the_command_shows_a_partition_and_trains_nothing(tmp_path: Path, capsys
     assert sorted(p.name for p in (tmp_path / "plan").iterdir()) == ["partition.json", "partition.png"]
     assert json.loads((tmp_path / "plan/partition.json").read_text())["sites"][0]["patients"]["train"] == 160
     assert (tmp_path / "plan/partition.png").read_bytes().startswith(b"\x89PNG")
+    assert "without" not in shown
+    with pytest.raises(SystemExit):
+        main(["partition", "sites=phase_availability", f"output_dir={tmp_path}/phases"])
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "without T2WI: phase-availability-1" in lines
+        and "without T1: phase-availability-1, phase-availability-5" in lines
+    )
 
 
 def test_the_command_partitions_a_manifest(tmp_path: Path, capsys, vocabulary: Vocabulary) -> None:
