@@ -36,7 +36,7 @@ th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); text-align
 thead th { background: var(--wash); border-bottom: 1px solid #b5b5b5; vertical-align: bottom; }
 table.numbers td, table.numbers thead th + th { text-align: right; }
 table.numbers td { white-space: nowrap; }
-table.numbers th { overflow-wrap: normal; }
+th { overflow-wrap: normal; }
 td:first-child, td:nth-child(2) { white-space: nowrap; }
 .failed, .warning { display: inline-block; border-radius: 3px; padding: 0 .4rem; font-size: .82rem; font-weight: 600; }
 .failed { background: #f3c9c0; }
