@@ -22,7 +22,7 @@ pytestmark = [
         hasattr(os, "geteuid") and os.geteuid() != 0, reason="a small disk is mounted, which takes root"
     ),
 ]
-ROUNDS, CUT_S = 5, 60
+ROUNDS, CUT_S = 6, 60
 PRIVACY = """\
 privacy:
   ledger: {ledger}
